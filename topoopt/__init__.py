@@ -1,0 +1,57 @@
+"""topoopt: how close is your learning rate to the topological critical one, and would you like to do something about it.
+
+A drop-in wrapper around any torch optimizer. See `TopoOptimizer`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topoopt.config import TopoConfig as TopoConfig
+    from topoopt.control import Hold as Hold
+    from topoopt.control import Preserve as Preserve
+    from topoopt.control import Report as Report
+    from topoopt.control import Schedule as Schedule
+    from topoopt.control import Simplify as Simplify
+    from topoopt.measurement import Measurement as Measurement
+    from topoopt.measurement import Phase as Phase
+    from topoopt.neurons import NeuronGroup as NeuronGroup
+    from topoopt.neurons import compact as compact
+    from topoopt.neurons import discover as discover
+    from topoopt.neurons import verify as verify
+    from topoopt.optimizer import TopoOptimizer as TopoOptimizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "TopoOptimizer": "topoopt.optimizer",
+    "TopoConfig": "topoopt.config",
+    "Phase": "topoopt.measurement",
+    "Measurement": "topoopt.measurement",
+    "NeuronGroup": "topoopt.neurons",
+    "discover": "topoopt.neurons",
+    "verify": "topoopt.neurons",
+    "compact": "topoopt.neurons",
+    "Report": "topoopt.control",
+    "Preserve": "topoopt.control",
+    "Simplify": "topoopt.control",
+    "Hold": "topoopt.control",
+    "Schedule": "topoopt.control",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 -- the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that importing topoopt does no work."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in ("geometry", "homology", "curvature", "neurons", "control", "critical", "integrations", "report"):
+        return importlib.import_module(f"topoopt.{name}")
+    raise AttributeError(f"module 'topoopt' has no attribute {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,21 @@
+"""The errors topoopt raises: each says the value, why it is wrong and what to do."""
+
+
+class TopoError(Exception):
+    """Base of every error that topoopt raises on purpose."""
+
+
+class ConfigError(TopoError, ValueError):
+    """A setting or an argument that cannot work."""
+
+
+class DiscoveryError(TopoError, RuntimeError):
+    """The model's neurons could not be found, with the cause."""
+
+
+class MeasurementError(TopoError, RuntimeError):
+    """A quantity could not be measured (NaN weights, a loss without a graph, ...)."""
+
+
+class SteeringError(TopoError, RuntimeError):
+    """This optimizer's update does not follow its learning rate, so it cannot be steered."""
