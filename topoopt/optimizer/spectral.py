@@ -1,0 +1,107 @@
+"""The spectral end of the bracket inside a run: one estimate a measurement, and one group's own in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from topoopt.config import TopoConfig
+from topoopt.curvature import SpectralTracker, field_proximity, recognise
+from topoopt.neurons import NeuronGroup, unwrap
+from topoopt.optimizer import distributed
+
+
+@dataclass(frozen=True)
+class SpectralReading:
+    """Proximity at the user's own rate (factor 1); NaN with a reason where there is none."""
+
+    r: float = math.nan
+    edge: float = 2.0
+    low: float = math.nan
+    high: float = math.nan
+    field: float = math.nan
+    loss: float = math.nan
+    rule: str = ""
+    engine: str = ""
+    products: int = 0
+    probe: int = 0
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    nonfinite: bool = False
+    """The probe's loss was NaN or infinite."""
+    group: tuple[str, float] | None = None
+    """(name, proximity) of the one group whose block was measured this time."""
+
+
+class Spectral:
+    """Keeps the warm start between measurements and takes the groups in turn."""
+
+    def __init__(self, optimizer: Optimizer, config: TopoConfig) -> None:
+        self._optimizer, self._config = optimizer, config
+        self._tracker = SpectralTracker(optimizer, products=config.products, seed=config.seed)
+        self._turn = 0
+
+    def read(
+        self, loss: Callable[[], Any] | None, model: nn.Module, groups: list[NeuronGroup], *, closure_given: bool
+    ) -> SpectralReading:
+        """Estimate r of the coming step, at the weights as they stand."""
+        rule, edge = recognise(self._optimizer)
+        if self._config.estimator == "pairwise":
+            return SpectralReading(edge=edge, rule=rule, reason='estimator="pairwise" was asked for')
+        if loss is None:
+            return SpectralReading(
+                edge=edge, rule=rule, reason="no loss was given, so the step's Jacobian cannot be formed; pass loss="
+            )
+        # A closure computes this step's gradients after us: what lies in .grad is the last step's.
+        grads = "probe" if closure_given else "auto"
+        options: dict[str, Any] = {"when": "upcoming", "grads": grads, "reduce": distributed.reducer(model)}
+        estimate = self._tracker.estimate(loss, **options)
+        return SpectralReading(
+            r=estimate.r,
+            edge=estimate.edge,
+            low=estimate.low,
+            high=estimate.high,
+            field=self._field(loss, model, groups, options),
+            loss=estimate.loss,
+            rule=estimate.rule,
+            engine=estimate.engine,
+            products=estimate.products,
+            probe=estimate.probe_size,
+            notes=tuple(estimate.notes),
+            nonfinite=not math.isfinite(estimate.loss),
+            reason="" if math.isfinite(estimate.r) else "; ".join(estimate.notes) or "the estimate is not finite",
+            group=self._one_group(loss, model, groups, options),
+        )
+
+    def _one_group(
+        self, loss: Callable[[], Any], model: nn.Module, groups: list[NeuronGroup], options: dict[str, Any]
+    ) -> tuple[str, float] | None:
+        """Block-restricted proximity of the next group in turn: which layer is nearest its critical point."""
+        if not self._config.per_group or not groups:
+            return None
+        group = groups[self._turn % len(groups)]
+        self._turn += 1
+        parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+        block = {parameters[name]: mask for name, mask in group.masks(model).items()}
+        return group.name, self._tracker.estimate(loss, block=block, **options).r
+
+    def _field(
+        self, loss: Callable[[], Any], model: nn.Module, groups: list[NeuronGroup], options: dict[str, Any]
+    ) -> float:
+        if not self._config.field or not groups:
+            return math.nan
+        return max(field_proximity(self._optimizer, loss, group.indices(model), **options) for group in groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm start and whose turn it is."""
+        return {"tracker": self._tracker.state_dict(), "turn": self._turn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._tracker.load_state_dict(state["tracker"])
+        self._turn = int(state["turn"])
