@@ -52,7 +52,10 @@ class TopoConfig:
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         _require(isinstance(self.every, int) and self.every >= 1, "every", self.every, "a whole number of steps >= 1")
         _require(
-            self.budget is None or 0 < self.budget <= 1, "budget", self.budget, "a share of wall time in (0, 1], or None"
+            self.budget is None or 0 < self.budget <= 1,
+            "budget",
+            self.budget,
+            "a share of wall time in (0, 1], or None",
         )
         _require(self.homology in (-1, 0, 1, 2), "homology", self.homology, "a degree from -1 (none) to 2")
         _require(self.max_points >= 2, "max_points", self.max_points, "at least 2")

@@ -1,0 +1,85 @@
+# Everything a contributor types. `make help` lists it.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The exact torch stands on the command line too: an open range resolves to a build with gigabytes of CUDA libraries.
+TORCH  ?= torch==2.13.0
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH)
+CODE   := topoopt tests examples benchmarks
+# Tests run side by side, a file a worker; each worker keeps to one core.
+WORKERS ?= 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples build clean distclean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# -- environments: made once, made again when what they install has changed -------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "topoopt needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[fast,report]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.stamp-demo $@
+
+setup: $(VENV)/.stamp-dev  ## make .venv with everything that development needs
+
+# -- the main job -----------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.stamp-demo  ## set up and run `topoopt demo` (ARGS="--quick" and the like are passed on)
+	$(BIN)/topoopt demo $(ARGS)
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+test: lint typecheck test-fast  ## set up, then ruff, pyright, the README's code blocks and pytest: what CI runs
+
+check: lint typecheck  ## ruff and pyright alone
+
+lint: $(VENV)/.stamp-dev  ## ruff: lint and formatting
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+format: $(VENV)/.stamp-dev  ## ruff: mend what it can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+typecheck: $(VENV)/.stamp-dev  ## pyright
+	$(BIN)/pyright
+
+test-fast: $(VENV)/.stamp-dev  ## pytest without slow and gpu tests (the README's blocks are among them)
+	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/.stamp-dev  ## the tests that take minutes
+	$(PYTEST) -m 'slow and not gpu' $(ARGS)
+
+test-gpu: $(VENV)/.stamp-dev  ## the tests that need an accelerator
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: $(VENV)/.stamp-dev  ## every benchmark, one after the other; each prints a table
+	@for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+examples: $(VENV)/.stamp-dev  ## run the examples
+	@for file in examples/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+build: $(VENV)/.stamp-dev  ## wheel in dist/
+	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps --quiet --wheel-dir dist .
+
+clean:  ## remove what runs leave behind
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs topoopt-demo
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## and the environment
+	rm -rf $(VENV)
