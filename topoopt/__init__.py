@@ -1,4 +1,4 @@
-"""topoopt: how close is your learning rate to the topological critical one, and would you like to do something about it.
+"""topoopt: how close your learning rate is to the topological critical one, and what to do about it.
 
 A drop-in wrapper around any torch optimizer. See `TopoOptimizer`.
 """
@@ -41,7 +41,7 @@ _HOME = {
     "Schedule": "topoopt.control",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 -- the names are strings
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """Where the step stands against the topological critical learning rate (r = eta / eta*, e = edge of stability)."""
 
     CONSTRAINED = "constrained"
@@ -25,9 +25,6 @@ class Phase(str, Enum):
     """r >= e: at or past the edge of stability, where simplification was observed."""
     UNKNOWN = "unknown"
     """No estimator could run; `Measurement.skipped` says why."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,23 @@
 """Policies: a measurement in, a factor on the user's learning rate out. Pure functions of plain numbers; no torch."""
 
-from topoopt.control.policies import Report
+from topoopt.control.hold import Hold
 from topoopt.control.policy import Policy, Reading, State
+from topoopt.control.preserve import Preserve
 from topoopt.control.registry import policy_from_dict, policy_from_mode, policy_to_dict
+from topoopt.control.report import Report
+from topoopt.control.schedule import Schedule
+from topoopt.control.simplify import Simplify
 
-__all__ = ["Policy", "Reading", "Report", "State", "policy_from_dict", "policy_from_mode", "policy_to_dict"]
+__all__ = [
+    "Hold",
+    "Policy",
+    "Preserve",
+    "Reading",
+    "Report",
+    "Schedule",
+    "Simplify",
+    "State",
+    "policy_from_dict",
+    "policy_from_mode",
+    "policy_to_dict",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from topoopt.measurement import Decision
@@ -41,14 +41,21 @@ class Reading:
     """Total persistence of degree >= 1 over all groups, at the last measurement."""
     finite: bool = True
     """False when a loss, a gradient or a weight was found non-finite."""
+    rule: str = ""
+    """Update rule that was recognised, such as "sgd" or "adam"."""
     reason: str = ""
     """Why `r` is unknown, when it is."""
-    extras: dict[str, float] = field(default_factory=dict)
+    fresh: bool = True
+    """False: nothing was measured anew, the user's rate has moved and `r` was moved along with it."""
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """From measurements to a factor on the user's learning rate. Implementations are frozen dataclasses."""
+    """From measurements to a factor on the user's learning rate. Implementations are frozen dataclasses.
+
+    A policy that steers may also have `interval`, the number of steps between its readings when r moves fast, and
+    `stale(step, total_steps, state)`, which says that it wants a fresh reading before this step.
+    """
 
     @property
     def name(self) -> str:

@@ -149,8 +149,8 @@ def _finite(points: Tensor) -> Tensor:
         named = bad.nonzero().flatten().tolist()
         shown = ", ".join(map(str, named[:8])) + (", ..." if len(named) > 8 else "")
         raise MeasurementError(
-            f"{len(named)} of {len(points)} neurons have NaN or infinite weights (neurons {shown}): the run has diverged or "
-            "an overflow was applied; lower the learning rate"
+            f"{len(named)} of {len(points)} neurons have NaN or infinite weights (neurons {shown}): the run has "
+            "diverged, or an overflow was applied; lower the learning rate"
         )
     return points
 

@@ -41,8 +41,8 @@ def find_groups(
     """Find or check the groups of `model` on `inputs` (args, kwargs) and keep those that this optimizer moves."""
     if inputs is None:
         return Found.failed(
-            "no forward of the model was seen before this step, so its neurons are not known yet; build TopoOptimizer before "
-            "the first forward, or set example_inputs",
+            "no forward of the model was seen before this step, so its neurons are not known yet; build TopoOptimizer "
+            "before the first forward, or set example_inputs",
             final=False,
         )
     args, kwargs = inputs

@@ -14,7 +14,8 @@ from topoopt.errors import ConfigError
 from topoopt.measurement import Measurement, Phase
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.hooks import StepHooks, innermost
-from topoopt.optimizer.session import Session, Sink
+from topoopt.optimizer.session import Session
+from topoopt.optimizer.sinks import Sink
 
 KEY = "topoopt"
 
@@ -22,15 +23,15 @@ KEY = "topoopt"
 class TopoOptimizer(Optimizer):
     """A torch optimizer that measures how close its steps come to the topological critical learning rate.
 
-    It *is* the optimizer it wraps: `param_groups`, `state`, `defaults`, hooks and everything else are the wrapped one's,
-    and stepping either object is the same step. In report mode the weights are bit for bit what they would have been.
+    It *is* the optimizer it wraps: `param_groups`, `state`, `defaults`, hooks and everything else are the wrapped
+    one's, and stepping either object is the same step. In report mode the weights are bit for bit what they would have been.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, or a wrapper around one.
         model: the module whose neurons are measured; its parameters are the optimizer's (or some of them).
         config: settings; keyword `options` are `TopoConfig`'s fields and go over it.
-        loss: zero-argument callable that runs a forward pass on the current (or a fixed) batch and returns a scalar tensor
-            or an object with `.loss`. Without it there is no spectral estimate of eta*.
+        loss: zero-argument callable that runs a forward pass on the current (or a fixed) batch and returns a scalar
+            tensor or an object with `.loss`. Without it there is no spectral estimate of eta*.
         groups: neuron groups to measure instead of those that `topoopt.discover` finds; they are verified all the same.
 
     Raises:
@@ -57,7 +58,7 @@ class TopoOptimizer(Optimizer):
         self._hooks: StepHooks | None = StepHooks(base, self._session.before_step, self._session.after_step)
         self.optimizer = optimizer
 
-    # -- the wrapped optimizer ------------------------------------------------------------------------------------------
+    # -- the wrapped optimizer ---------------------------------------------------------------------------------------
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -124,8 +125,8 @@ class TopoOptimizer(Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the wrapped optimizer's."""
-        # A GradScaler that believed the facade to be a fused optimizer would hand `found_inf` to the wrong object and an
-        # overflow would be applied: the facade always takes the scaler's plain, unscaling path.
+        # A GradScaler that believed the facade to be a fused optimizer would hand `found_inf` to the wrong object, and
+        # an overflow would be applied: the facade always takes the scaler's plain, unscaling path.
         if name in ("_step_supports_amp_scaling", "optimizer", "_session", "_hooks"):
             raise AttributeError(name)
         return getattr(self.optimizer, name)
@@ -140,7 +141,7 @@ class TopoOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a TopoOptimizer is not pickled as a whole: save its state_dict() instead")
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state dict, loadable by it alone, plus one key "topoopt"."""
@@ -161,7 +162,7 @@ class TopoOptimizer(Optimizer):
         """Take up what `topo_state_dict` gave."""
         self._session.load_state_dict(state)
 
-    # -- measuring ------------------------------------------------------------------------------------------------------
+    # -- measuring ---------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> TopoConfig:
@@ -171,11 +172,11 @@ class TopoOptimizer(Optimizer):
     @property
     def loss(self) -> Callable[[], Any] | None:
         """The probe's loss; may be set at any time."""
-        return self._session.loss
+        return self._session.observer.loss
 
     @loss.setter
     def loss(self, value: Callable[[], Any] | None) -> None:
-        self._session.loss = value
+        self._session.observer.loss = value
 
     @property
     def total_steps(self) -> int | None:
@@ -189,16 +190,16 @@ class TopoOptimizer(Optimizer):
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """(args, kwargs) of a forward, for discovery; taken from the model's first forward when not set."""
-        return self._session.example_inputs
+        return self._session.observer.example_inputs
 
     @example_inputs.setter
     def example_inputs(self, value: tuple[tuple[Any, ...], dict[str, Any]] | None) -> None:
-        self._session.example_inputs = value
+        self._session.observer.example_inputs = value
 
     @property
     def groups(self) -> list[NeuronGroup]:
         """The neuron groups that are measured; empty until the first measurement has found them."""
-        return list(self._session.groups)
+        return list(self._session.observer.groups)
 
     @property
     def measured(self) -> bool:
@@ -232,7 +233,7 @@ class TopoOptimizer(Optimizer):
 
     def add_sink(self, sink: Sink) -> Sink:
         """Send every measurement to `sink`, a callable that takes one (closed by `detach` if it has `close()`)."""
-        return self._session.add_sink(sink)
+        return self._session.sinks.add(sink)
 
     def measure(self) -> Measurement:
         """Measure the weights as they stand, now and without a step, and wait for homology. Sinks get it too.
@@ -257,13 +258,13 @@ def _check_arguments(optimizer: object, model: object, loss: object) -> None:
         raise ConfigError(f"model is a {type(model).__name__}: give the torch.nn.Module whose parameters are optimized")
     if loss is not None and not callable(loss):
         raise ConfigError(
-            f"loss is a {type(loss).__name__}: give a function without arguments that runs the forward pass and returns the "
-            "loss, such as `lambda: criterion(model(x), y)`"
+            f"loss is a {type(loss).__name__}: give a function without arguments that runs the forward pass and returns "
+            "the loss, such as `lambda: criterion(model(x), y)`"
         )
     own = {id(p) for p in model.parameters()}
     held = [p for group in innermost(optimizer).param_groups for p in group["params"]]
     if not any(id(p) in own for p in held):
         raise ConfigError(
-            f"none of the optimizer's {len(held)} parameters belongs to this {type(model).__name__} (which has {len(own)}): "
-            "build the optimizer from model.parameters() of the same model"
+            f"none of the optimizer's {len(held)} parameters belongs to this {type(model).__name__} (which has "
+            f"{len(own)}): build the optimizer from model.parameters() of the same model"
         )

@@ -40,7 +40,8 @@ class StepHooks:
         attached = getattr(base, _MARK, None)
         if attached is not None and attached() is not None:
             raise ConfigError(
-                f"this {type(base).__name__} is already measured by a TopoOptimizer: use that one, or call its detach() first"
+                f"this {type(base).__name__} is already measured by a TopoOptimizer: use that one, or call its "
+                "detach() first"
             )
         self._before, self._after = before, after
         self._base = base

@@ -79,3 +79,10 @@ def host_rates(param_groups: list[dict[str, Any]]) -> tuple[float, ...] | None:
     if any(isinstance(lr, torch.Tensor) and lr.device.type != "cpu" for lr in rates):
         return None
     return read_rates(param_groups)
+
+
+def peak_rate(param_groups: list[dict[str, Any]]) -> float:
+    """The largest rate of the user's schedule over the groups: where schedulers leave it, else the rate of now."""
+    keys = ("max_lr", "initial_lr", "lr")
+    peaks = (next((group[key] for key in keys if group.get(key) is not None), 0.0) for group in param_groups)
+    return max(float(peak) for peak in peaks)

@@ -47,9 +47,10 @@ class Spectral:
         self._turn = 0
 
     def read(
-        self, loss: Callable[[], Any] | None, model: nn.Module, groups: list[NeuronGroup], *, closure_given: bool
+        self, loss: Callable[[], Any] | None, model: nn.Module, groups: list[NeuronGroup] | None, *, closure_given: bool
     ) -> SpectralReading:
-        """Estimate r of the coming step, at the weights as they stand."""
+        """Estimate r of the coming step, at the weights as they stand; without `groups` r alone."""
+        groups = groups or []
         rule, edge = recognise(self._optimizer)
         if self._config.estimator == "pairwise":
             return SpectralReading(edge=edge, rule=rule, reason='estimator="pairwise" was asked for')

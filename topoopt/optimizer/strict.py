@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from topoopt.geometry import compare
+from topoopt.measurement import Decision
 from topoopt.neurons import NeuronGroup, parameter_names, unwrap
 
 MARGIN = 0.99
@@ -34,8 +37,8 @@ class Certifier:
         self._clouds = {group.name: group.points(model) for group in groups}
 
     @torch.no_grad()
-    def after(self, model: nn.Module, groups: list[NeuronGroup]) -> None:
-        """Shorten the step just taken where it must be; `factor` says by how much (1.0: it stands as it is)."""
+    def after(self, model: nn.Module, groups: list[NeuronGroup]) -> float:
+        """Shorten the step just taken where it must be; returns by how much (1.0: it stands as it is)."""
         seen = [group for group in groups if group.name in self._clouds]
         gain = max((compare(self._clouds[g.name], g.points(model)).gain for g in seen), default=0.0)
         self.factor = 1.0 if gain < 1.0 else MARGIN / gain
@@ -44,3 +47,11 @@ class Certifier:
             for parameter, old in self._before:
                 parameter.copy_(torch.lerp(old, parameter, self.factor))
         self._before, self._clouds = [], {}
+        return self.factor
+
+    def explain(self, decision: Decision) -> Decision:
+        """The decision as it turned out once the step had been certified."""
+        if self.factor == 1.0:
+            return decision
+        note = f"the step would have stretched a pair of neurons by r_pair >= 1 and was shortened by {self.factor:.3g}"
+        return replace(decision, scale=decision.scale * self.factor, rule="certificate", note=note)

@@ -1,4 +1,4 @@
-"""Homology of the run's clouds above degree 0: recomputed only when its certificate has been used up, off the thread."""
+"""Homology of the run's clouds above degree 0: recomputed only when its certificate is used up, off the thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policies."""
+"""Report: measure and leave the learning rate alone."""
 
 from __future__ import annotations
 
