@@ -12,6 +12,8 @@ LOSSES = 21
 """Length of the loss history whose median a loss is held against."""
 SLACK = 0.2
 """A loss is also allowed this share of the run's first one: a small loss may double without any harm."""
+FLAT = 1e-30
+"""A curvature per unit of rate below this is no curvature at all: nothing to divide by."""
 PATIENCE = 3
 """Losses that must have been seen before one can be called a spike."""
 
@@ -22,8 +24,9 @@ def curvatures(reading: Reading, state: State, memory: int) -> list[float]:
     r is proportional to the learning rate at fixed curvature, so K is what stays when a scheduler moves the rate.
     """
     known = list(_floats(state.get("curvatures")))
-    if reading.fresh and math.isfinite(reading.r) and reading.r > 0 and reading.lr > 0:
-        known.append(reading.r / reading.lr)
+    curvature = reading.r / reading.lr if reading.lr > 0 else math.nan
+    if reading.fresh and FLAT < curvature < math.inf:
+        known.append(curvature)
     return known[-memory:]
 
 

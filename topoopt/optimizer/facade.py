@@ -24,7 +24,8 @@ class TopoOptimizer(Optimizer):
     """A torch optimizer that measures how close its steps come to the topological critical learning rate.
 
     It *is* the optimizer it wraps: `param_groups`, `state`, `defaults`, hooks and everything else are the wrapped
-    one's, and stepping either object is the same step. In report mode the weights are bit for bit what they would have been.
+    one's, and stepping either object is the same step. In report mode the weights are bit for bit what they would
+    have been.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, or a wrapper around one.
@@ -258,8 +259,8 @@ def _check_arguments(optimizer: object, model: object, loss: object) -> None:
         raise ConfigError(f"model is a {type(model).__name__}: give the torch.nn.Module whose parameters are optimized")
     if loss is not None and not callable(loss):
         raise ConfigError(
-            f"loss is a {type(loss).__name__}: give a function without arguments that runs the forward pass and returns "
-            "the loss, such as `lambda: criterion(model(x), y)`"
+            f"loss is a {type(loss).__name__}: give a function without arguments that runs the forward pass and "
+            "returns the loss, such as `lambda: criterion(model(x), y)`"
         )
     own = {id(p) for p in model.parameters()}
     held = [p for group in innermost(optimizer).param_groups for p in group["params"]]
