@@ -189,6 +189,15 @@ class TopoOptimizer(Optimizer):
         self._session.total_steps = value
 
     @property
+    def steps(self) -> int:
+        """Steps taken so far; set it where training resumes without topoopt's own state."""
+        return self._session.step
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._session.step = int(value)
+
+    @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """(args, kwargs) of a forward, for discovery; taken from the model's first forward when not set."""
         return self._session.observer.example_inputs

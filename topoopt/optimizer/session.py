@@ -152,8 +152,9 @@ class Session:
         rates = read_rates(self.base.param_groups)
         if math.isnan(self._base_lr):
             self._base_lr = peak_rate(self.base.param_groups)
-        decision = self.steering.decide(seen, self.step, max(rates), self._base_lr, self.total_steps)
-        return distributed.from_rank_zero(decision.scale)
+        # Rank 0's reading, so that the policies of all ranks remember the same and agree between readings too.
+        seen = distributed.from_rank_zero(seen)
+        return self.steering.decide(seen, self.step, max(rates), self._base_lr, self.total_steps).scale
 
     # -- the end, and checkpoints ------------------------------------------------------------------------------------
 
