@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +71,33 @@ def make() -> Callable[..., Measurement]:
 def make_group() -> Callable[..., GroupMeasurement]:
     """Builds a group's measurement; keyword arguments replace its fields."""
     return group
+
+
+@pytest.fixture
+def wandb_offline(tmp_path, monkeypatch):
+    """A W&B that writes below the test's folder and reaches no network."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    yield wandb
+    wandb.teardown()  # flushes the run's file; finish() alone does not always
+
+
+@pytest.fixture
+def wandb_rows():
+    """Reads the one offline run under a folder: (history rows, metric definitions by name, summary)."""
+
+    def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+        (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        records = [json.loads(line) for line in text.splitlines()]
+        rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+        metrics = {record["metric"]["name"]: record["metric"] for record in records if record["type"] == "metric"}
+        summary: dict[str, Any] = {}
+        for record in records:
+            if record["type"] == "summary":
+                summary |= record["summary"].get("update", {})
+        return rows, metrics, summary
+
+    return read

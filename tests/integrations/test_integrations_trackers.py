@@ -9,55 +9,19 @@ import pytest
 from topoopt.measurement import Phase
 
 
-def read_wandb(folder):
-    """Return (history rows, metric definitions, summary) of the one offline run under `folder`."""
-    import json
-
-    from wandb.proto import wandb_internal_pb2 as pb
-    from wandb.sdk.internal.datastore import DataStore
-
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
-    rows, metrics, summary = [], {}, {}
-    while (data := store.scan_data()) is not None:
-        record = pb.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            rows.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item})
-        elif kind == "metric":
-            metrics[record.metric.name or record.metric.glob_name] = record.metric
-        elif kind == "summary":
-            summary |= {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.summary.update}
-    return rows, metrics, summary
-
-
-@pytest.fixture
-def wandb_offline(tmp_path, monkeypatch):
-    """A W&B that writes below the test's folder and reaches no network."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_CONSOLE", "off")
-    yield wandb
-    wandb.teardown()
-
-
-def test_wandb_holds_every_measurement(tmp_path, wandb_offline, make, make_group):
+def test_wandb_holds_every_measurement(tmp_path, wandb_offline, wandb_rows, make, make_group):
     from topoopt.integrations.wandb import WandbSink
 
     sink = WandbSink(images=0.0, layers=2)
     for step in range(0, 50, 10):
         sink(make(step, phase=Phase.PERMISSIVE if step >= 20 else Phase.CONSTRAINED))
     late = {**make(40).groups, "layer.1": make_group(gain=0.5, diagrams_step=40, total_persistence=(0.5, 9.0))}
-    sink(make(40, groups=late))
+    sink(make(40, groups=late, phase=Phase.PERMISSIVE))
     sink.close()
     assert (sink.dropped, sink.faults) == (0, 0)
     wandb_offline.teardown()
 
-    rows, metrics, summary = read_wandb(tmp_path)
+    rows, metrics, summary = wandb_rows(tmp_path)
     seen = {}
     for row in rows:
         seen[row["topo/step"]] = seen.get(row["topo/step"], {}) | row
@@ -74,12 +38,12 @@ def test_wandb_holds_every_measurement(tmp_path, wandb_offline, make, make_group
     assert "topo/layer.0/diagram" not in seen[10]  # the same homology is not drawn again
     assert "topo/layer.1/diagram" in seen[40]
     assert seen[40]["topo/layers"]["nrows"] == 2
-    assert metrics["topo/proximity"].step_metric == "topo/step"
-    assert metrics["topo/layer.0/gain"].step_metric == "topo/step"
+    assert metrics["topo/proximity"]["step_metric"] == "topo/step"
+    assert metrics["topo/layer.0/gain"]["step_metric"] == "topo/step"
     assert summary["topo/phase"] == "permissive"
 
 
-def test_wandb_writes_to_the_callers_run_and_leaves_it_open(tmp_path, wandb_offline, make):
+def test_wandb_writes_to_the_callers_run_and_leaves_it_open(tmp_path, wandb_offline, wandb_rows, make):
     from topoopt.integrations.wandb import WandbSink
 
     run = wandb_offline.init(project="theirs")
@@ -89,7 +53,7 @@ def test_wandb_writes_to_the_callers_run_and_leaves_it_open(tmp_path, wandb_offl
     run.log({"still": 1.0})
     run.finish()
     wandb_offline.teardown()
-    rows, _, _ = read_wandb(tmp_path)
+    rows, _, _ = wandb_rows(tmp_path)
     assert any(row.get("topo/proximity") == 0.5 for row in rows)
     assert rows[-1]["still"] == 1.0
 

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars over optimizer steps, the phase in words, pictures now and then, a table of layers at the end."""
+"""TensorBoard: scalars over optimizer steps, the phase in words, pictures at times, a table of layers at the end."""
 
 from __future__ import annotations
 
