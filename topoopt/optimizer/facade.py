@@ -171,6 +171,15 @@ class TopoOptimizer(Optimizer):
         return self._session.config
 
     @property
+    def model(self) -> nn.Module:
+        """The module that is measured; set it where something (DDP, accelerate) has wrapped it since."""
+        return self._session.observer.model
+
+    @model.setter
+    def model(self, value: nn.Module) -> None:
+        self._session.observer.model = value
+
+    @property
     def loss(self) -> Callable[[], Any] | None:
         """The probe's loss; may be set at any time."""
         return self._session.observer.loss
