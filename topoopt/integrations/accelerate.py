@@ -1,0 +1,145 @@
+"""accelerate: attach to what `Accelerator.prepare` returned, write to its trackers, live in its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from topoopt.config import TopoConfig
+from topoopt.errors import ConfigError
+from topoopt.integrations.background import BackgroundSink
+from topoopt.integrations.probe import BatchProbe
+from topoopt.integrations.rows import Rows
+from topoopt.measurement import Measurement
+from topoopt.optimizer import TopoOptimizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def attach(
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    model: nn.Module,
+    config: TopoConfig | None = None,
+    *,
+    loss: Callable[[], Any] | None = None,
+    trackers: bool = True,
+    **options: Any,
+) -> TopoOptimizer:
+    """Measure a prepared model and optimizer; call it after `accelerator.prepare`, and go on using what that returned.
+
+    ```python
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    topo = attach(accelerator, optimizer, model, mode="preserve")
+    ```
+
+    Measurements go to the accelerator's trackers from its main process; `accelerator.save_state` and `load_state` take
+    topoopt's state along, and load a folder without it all the same. Call `topo.detach()` when training ends. An
+    optimizer that was a `TopoOptimizer` before `prepare` is found inside and keeps its settings; its model becomes the
+    prepared one.
+
+    Args:
+        accelerator: the one that prepared the two.
+        optimizer: as returned by `prepare`.
+        model: as returned by `prepare`.
+        config: settings; keyword `options` are `TopoConfig`'s fields and go over it.
+        loss: as for `TopoOptimizer`. None: the model's own on its last training batch (`BatchProbe`).
+        trackers: whether to write to the accelerator's trackers (after `accelerator.init_trackers`).
+        **options: fields of `TopoConfig`.
+
+    Raises:
+        ConfigError: for arguments that cannot work together.
+    """
+    topo = _inside(optimizer)
+    if topo is None:
+        topo = TopoOptimizer(optimizer, model, config, loss=loss, **options)
+        _keep_in_checkpoints(accelerator, topo)  # one made before `prepare` is saved with accelerate's optimizer
+    elif config is not None or options:
+        raise ConfigError(
+            f"this optimizer already holds {topo!r}, which has settings of its own: give them there, or wrap only here"
+        )
+    else:
+        topo.model = model
+        topo.loss = loss or topo.loss
+    if topo.loss is None:
+        probe = topo.loss = BatchProbe(model)
+        topo.add_sink(_ClosesWith(probe))
+    if trackers and accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            topo.add_sink(sink_for(tracker))
+    return topo
+
+
+def _inside(optimizer: Any) -> TopoOptimizer | None:
+    while isinstance(optimizer, Optimizer):
+        if isinstance(optimizer, TopoOptimizer):
+            return optimizer
+        optimizer = optimizer.__dict__.get("optimizer")
+    return None
+
+
+def _keep_in_checkpoints(accelerator: Accelerator, topo: TopoOptimizer) -> None:
+    """Save and load through hooks: an object registered for checkpointing would make older folders unloadable."""
+    name = f"topoopt_{accelerator.process_index}.pt"
+
+    def save(models: Any, weights: Any, folder: str) -> None:
+        torch.save(topo.topo_state_dict(), Path(folder) / name)
+
+    def load(models: Any, folder: str) -> None:
+        path = Path(folder) / name
+        if path.is_file():
+            topo.load_topo_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def sink_for(tracker: Any) -> BackgroundSink:
+    """Return the sink for one of accelerate's trackers: its own where topoopt has one, else plain scalars."""
+    name = getattr(tracker, "name", "")
+    if name == "wandb":
+        from topoopt.integrations.wandb import WandbSink
+
+        return WandbSink(tracker.tracker)
+    if name == "tensorboard":
+        from topoopt.integrations.tensorboard import TensorBoardSink
+
+        return TensorBoardSink(tracker.tracker)
+    if name == "trackio":
+        from topoopt.integrations.trackio import TrackioSink
+
+        return TrackioSink(tracker.tracker)
+    return LogSink(tracker)
+
+
+class LogSink(BackgroundSink):
+    """Sends the scalars to anything with `log(values, step=...)`: an accelerate tracker, or an accelerator itself.
+
+    The step is the optimizer's. Where the tracker wants steps that only grow (W&B does) and the loop counts something
+    else, use that tracker's own sink, which passes none.
+    """
+
+    def __init__(self, to: Any, *, limit: int = 256, patience: float = 30.0) -> None:
+        super().__init__(limit=limit, patience=patience)
+        self._to = to
+        self._rows = Rows()
+
+    def deliver(self, measurement: Measurement) -> None:
+        """Log one row."""
+        self._to.log(self._rows.row(measurement), step=measurement.step)
+
+
+class _ClosesWith:
+    """A sink that takes nothing, and closes the probe when measuring ends."""
+
+    def __init__(self, probe: BatchProbe) -> None:
+        self.close = probe.close
+
+    def __call__(self, measurement: Measurement) -> None:
+        pass
