@@ -1,1 +1,22 @@
+"""Persistent homology of neuron clouds. Tensors or distances in, diagrams out."""
 
+from topoopt.homology.diagrams import betti_curve, bottleneck, persistence_entropy, prominent, total_persistence
+from topoopt.homology.h0 import SpanningTree, spanning_tree
+from topoopt.homology.persistence import Persistence, persistence
+from topoopt.homology.watch import Watch
+from topoopt.homology.worker import Finished, HomologyWorker
+
+__all__ = [
+    "Finished",
+    "HomologyWorker",
+    "Persistence",
+    "SpanningTree",
+    "Watch",
+    "betti_curve",
+    "bottleneck",
+    "persistence",
+    "persistence_entropy",
+    "prominent",
+    "spanning_tree",
+    "total_persistence",
+]

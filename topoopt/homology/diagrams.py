@@ -1,0 +1,121 @@
+"""What can be read off a persistence diagram: (k, 2) float64 arrays of births and deaths, essential deaths inf."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from topoopt.errors import MeasurementError
+
+
+def bottleneck(a: np.ndarray, b: np.ndarray, *, log: bool = False) -> float:
+    """Bottleneck distance of two diagrams, by persim.
+
+    Essential classes are matched with each other, by birth; if their numbers differ the distance is inf. With `log` births
+    and deaths are compared on a logarithmic scale; where all births are 0, as in H0, that is the distance of the sorted
+    log deaths, since nothing can be matched to the diagonal.
+
+    Raises:
+        MeasurementError: for an array that is no diagram, or a mixture of zero and positive births with `log`.
+    """
+    a, b = _diagram(a), _diagram(b)
+    finite_a, finite_b = (d[np.isfinite(d[:, 1])] for d in (a, b))
+    births_a, births_b = (np.sort(d[~np.isfinite(d[:, 1]), 0]) for d in (a, b))
+    if len(births_a) != len(births_b):
+        return math.inf
+    if log and not (finite_a[:, 0].any() or finite_b[:, 0].any()):
+        return _sorted_log_deaths(finite_a[:, 1], finite_b[:, 1])
+    if log:
+        finite_a, finite_b = (_log(d) for d in (finite_a, finite_b))
+        births_a, births_b = (_log_births(births) for births in (births_a, births_b))
+    essential = float(np.abs(births_a - births_b).max(initial=0.0))
+    return max(essential, _finite_bottleneck(finite_a, finite_b))
+
+
+def total_persistence(diagram: np.ndarray, *, log: bool = False) -> float:
+    """Sum of the finite lifetimes death - birth; with `log` of log(death / birth), features born at 0 left out."""
+    return float(_lifetimes(diagram, log).sum())
+
+
+def persistence_entropy(diagram: np.ndarray, *, log: bool = False) -> float:
+    """Shannon entropy (nats) of the finite lifetimes as shares of their sum; 0 for fewer than two features."""
+    lifetimes = _lifetimes(diagram, log)
+    lifetimes = lifetimes[lifetimes > 0]
+    shares = lifetimes / lifetimes.sum() if len(lifetimes) else lifetimes
+    return float(-(shares * np.log(shares)).sum()) + 0.0
+
+
+def betti_curve(diagram: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Number of features alive (birth <= s < death) at each of the scales: (m,) -> (m,) int64."""
+    d = _diagram(diagram)
+    born = np.searchsorted(np.sort(d[:, 0]), scales, side="right")
+    dead = np.searchsorted(np.sort(d[:, 1]), scales, side="right")
+    return (born - dead).astype(np.int64)
+
+
+def prominent(diagram: np.ndarray, *, log: bool = True) -> np.ndarray:
+    """Return the features above the widest gap in the sorted lifetimes, longest first: the ones that stand out.
+
+    Lifetimes are log(death / birth) with `log`, else death - birth; the diagonal counts as a feature of lifetime 0, so a
+    single feature stands out by itself. Essential classes are always among them.
+    """
+    d = _diagram(diagram)
+    essential, finite = d[~np.isfinite(d[:, 1])], d[np.isfinite(d[:, 1])]
+    finite = finite[finite[:, 0] > 0] if log else finite
+    lifetimes = _lifetimes(finite, log)
+    order = np.argsort(-lifetimes, kind="stable")
+    gaps = -np.diff(np.append(lifetimes[order], 0.0))
+    kept = finite[order][: int(gaps.argmax()) + 1] if len(gaps) and gaps.max() > 0 else finite[:0]
+    return np.concatenate([essential, kept])
+
+
+def _diagram(diagram: np.ndarray) -> np.ndarray:
+    d = np.asarray(diagram, dtype=np.float64)
+    if d.ndim != 2 or d.shape[1] != 2 or np.isnan(d).any():
+        raise MeasurementError(
+            f"a diagram is a (k, 2) array of births and deaths without NaN; this has shape {d.shape}"
+        )
+    return d
+
+
+def _lifetimes(diagram: np.ndarray, log: bool) -> np.ndarray:
+    d = _diagram(diagram)
+    d = d[np.isfinite(d[:, 1])]
+    if not log:
+        return d[:, 1] - d[:, 0]
+    d = d[d[:, 0] > 0]
+    return np.log(d[:, 1] / d[:, 0])
+
+
+def _sorted_log_deaths(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) != len(b):
+        return math.inf
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.sort(a)), np.log(np.sort(b))
+    same = logs[0] == logs[1]  # two deaths of 0 are equal, not inf - inf
+    return float(
+        np.where(same, 0.0, np.abs(np.where(same, 0.0, logs[0]) - np.where(same, 0.0, logs[1]))).max(initial=0.0)
+    )
+
+
+def _log(diagram: np.ndarray) -> np.ndarray:
+    if (diagram <= 0).any():
+        raise MeasurementError("log needs positive births and deaths; here some are 0 and others are not")
+    return np.log(diagram)
+
+
+def _log_births(births: np.ndarray) -> np.ndarray:
+    positive = births > 0
+    return np.where(positive, np.log(np.where(positive, births, 1.0)), 0.0)
+
+
+def _finite_bottleneck(a: np.ndarray, b: np.ndarray) -> float:
+    if not len(a) and not len(b):
+        return 0.0
+    if not len(a) or not len(b):
+        lone = a if len(a) else b
+        return float((lone[:, 1] - lone[:, 0]).max() / 2)
+    import persim
+
+    return float(persim.bottleneck(a, b))
