@@ -14,7 +14,8 @@ def digits(seed: int = 0) -> tuple[TensorDataset, Tensor, Tensor]:
     data = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
     train, test = random_split(data, [1437, 360], torch.Generator().manual_seed(seed))
     taken = TensorDataset(*data[train.indices])
-    return taken, *data[test.indices]
+    test_images, test_labels = data[test.indices]
+    return taken, test_images, test_labels
 
 
 def network(seed: int = 0, width: int = 64) -> nn.Module:

@@ -1,7 +1,7 @@
 """Text classification in the style of `run_glue.py`: TrainingArguments on the command line, and topoopt's settings too.
 
     python examples/classify.py --steps 60 --output_dir runs/classify --topo_mode preserve
-    python examples/classify.py --train_file a.tsv --test_file b.tsv --model_name_or_path some/model --num_train_epochs 3
+    python examples/classify.py --train_file a.tsv --test_file b.tsv --model_name_or_path a/model --num_train_epochs 3
 
 A file holds one example a line: label, tab, text. Without files it is Reuters R8, without a model MiniLM.
 """

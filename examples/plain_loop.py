@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
             loss = criterion(model(x), y)
             loss.backward()
             optimizer.step()
-            if optimizer.measured:  # this step was one of those that are measured
+            if optimizer.measured and optimizer.last is not None:  # this step was one of those that are measured
                 low, high = optimizer.last.eta_star_bracket[0]
                 print(
                     f"step {step:4d}  loss {loss.item():.3f}  {optimizer.phase:<14}  r {optimizer.proximity:8.3g}"
