@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _run(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        torch.save(function(rank, world, *args), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs `function(rank, world, *args)` in `world` gloo processes and returns what each of them returned."""
+
+    def start(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+        folder = tmp_path / f"{function.__name__}-{world}"
+        folder.mkdir()
+        mp.spawn(_run, (world, str(folder), function, args), nprocs=world)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return start

@@ -1,0 +1,80 @@
+"""The collectives themselves, in two gloo processes and in none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from topoopt.optimizer import distributed
+
+
+def agree(rank, world):
+    tensors = [torch.full((2, 3), float(rank)), torch.arange(4.0).double() * rank, torch.tensor(float(10 * rank))]
+    distributed.mean_(tensors)
+    return {
+        "active": distributed.is_active(),
+        "any": distributed.any_rank(rank == 1),
+        "none": distributed.any_rank(False),
+        "all": distributed.all_ranks_ok(rank == 1),
+        "float": distributed.from_rank_zero(0.1 + rank),
+        "object": distributed.from_rank_zero({"rank": rank}),
+        "mean": tensors,
+        "plain": distributed.reducer(nn.Linear(2, 2)) is None,
+        "ddp": distributed.reducer(nn.parallel.DistributedDataParallel(nn.Linear(2, 2))) is not None,
+    }
+
+
+def leave(rank, world):
+    """Rank 1 fails between its second and third product; a section that all end is then passed by both."""
+    reduce = distributed.reducer(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
+    assert reduce is not None
+    reasons = []
+    for bad in (1, None):
+        tensors = [torch.ones(3) * rank]
+        try:
+            with distributed.together():
+                for product in range(4):
+                    if product == 2 and rank == bad:
+                        raise ValueError("rank 1 cannot")
+                    reduce(tensors)
+            reasons.append("")
+        except Exception as error:
+            reasons.append(f"{type(error).__name__}: {error}")
+    return reasons
+
+
+def test_ranks_agree(launch):
+    first, second = launch(agree, 2)
+    for seen in (first, second):
+        assert seen["active"] is True
+        assert seen["any"] is True
+        assert seen["none"] is False
+        assert seen["all"] is False
+        assert seen["float"] == 0.1
+        assert seen["object"] == {"rank": 0}
+        assert seen["plain"] is True
+        assert seen["ddp"] is True
+        assert torch.equal(seen["mean"][0], torch.full((2, 3), 0.5))
+        assert torch.equal(seen["mean"][1], torch.arange(4.0).double() / 2)
+        assert torch.equal(seen["mean"][2], torch.tensor(5.0))
+
+
+def test_a_rank_that_fails_is_not_waited_for(launch):
+    well, bad = launch(leave, 2)
+    assert well == ["RankError: another rank could not measure this step; its log says why", ""]
+    assert bad == ["ValueError: rank 1 cannot", ""]
+
+
+def test_one_process_needs_no_group():
+    assert not distributed.is_active()
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+    assert distributed.from_rank_zero(0.5) == 0.5
+    tensor = torch.arange(3.0)
+    distributed.mean_([tensor])
+    assert torch.equal(tensor, torch.arange(3.0))
+    assert distributed.full(tensor) is tensor
+    assert distributed.reducer(nn.Linear(2, 2)) is None
+    with pytest.raises(ValueError, match="mine"), distributed.together():
+        raise ValueError("mine")
