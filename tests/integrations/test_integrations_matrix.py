@@ -1,4 +1,4 @@
-"""Every torch optimizer, through every wrapper, stepped through either object: report mode leaves no trace in the weights.
+"""Every torch optimizer, through every wrapper, stepped through either object: report mode leaves no trace in weights.
 
 Steering is held against a bare run to which the same factors were applied by hand.
 """

@@ -1,0 +1,404 @@
+"""TopoCallback in Trainer: no trace in the weights, numbers in the trainer's own rows, the whole life of a training."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from topoopt.integrations.transformers import TopoCallback  # noqa: E402
+from topoopt.optimizer.hooks import innermost  # noqa: E402
+
+STEPS = 6
+OPTIONS = {"every": 2, "budget": None, "homology": 0, "per_group": False, "products": 3}
+
+
+def bert(dropout=0.1, seed=0):
+    """Return a BERT of two thin layers."""
+    set_seed(seed)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        num_labels=3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return BertForSequenceClassification(config)
+
+
+def rows(n=64, seed=1):
+    """Return token ids with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 40, (n, 8), generator=generator)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels)]
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Builds a Trainer with a callback (None: without); keywords are TrainingArguments', `trainer` is Trainer's."""
+
+    def make(callback, *, model=None, kind=Trainer, trainer=None, folder="out", **arguments):
+        settings = {
+            "output_dir": str(tmp_path / folder),
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        extra = dict(trainer or {})
+        if "model_init" not in extra:
+            extra["model"] = bert() if model is None else model
+        callbacks = [] if callback is None else [callback]
+        return kind(
+            args=TrainingArguments(**{**settings, **arguments}),
+            train_dataset=rows(),
+            eval_dataset=rows(16, seed=2),
+            callbacks=callbacks,
+            **extra,
+        )
+
+    return make
+
+
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def topo_rows(trainer):
+    return [row for row in trainer.state.log_history if "topo/step" in row]
+
+
+def assert_no_faults(callback):
+    assert callback.last is not None
+    assert callback.last.groups, callback.last.skipped
+    assert "spectral" not in callback.last.skipped, callback.last.skipped
+    assert not [key for key in callback.last.counts if key.startswith("fault/")], callback.last.counts
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "clipping": {"max_grad_norm": 0.1},
+    "bf16": {"bf16": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "evaluation": {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True},
+    "smoothing": {"label_smoothing_factor": 0.1},
+    "sgd-cosine": {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 2},
+    "adafactor": {"optim": "adafactor"},
+    "neftune": {"neftune_noise_alpha": 5.0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_report_leaves_no_trace(make_trainer, name):
+    bare = make_trainer(None, **VARIANTS[name])
+    bare.train()
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, **VARIANTS[name])
+    trainer.train()
+    assert equal(weights(bare), weights(trainer))
+    assert_no_faults(callback)
+    assert [row["topo/step"] for row in topo_rows(trainer)] == [0.0, 2.0, 4.0]
+    for row, plain in zip(trainer.state.log_history, bare.state.log_history, strict=True):
+        assert {key: row[key] for key in plain if "runtime" not in key and "second" not in key} == {
+            key: value for key, value in plain.items() if "runtime" not in key and "second" not in key
+        }
+
+
+@pytest.mark.slow
+def test_report_leaves_no_trace_when_compiled(make_trainer):
+    bare = make_trainer(None, torch_compile=True, torch_compile_backend="eager")
+    bare.train()
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, torch_compile=True, torch_compile_backend="eager")
+    trainer.train()
+    assert equal(weights(bare), weights(trainer))
+    assert_no_faults(callback)
+
+
+def test_rows_are_plain_and_saved(make_trainer, tmp_path):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, save_strategy="steps", save_steps=3)
+    trainer.train()
+    found = topo_rows(trainer)
+    assert found
+    for row in found:
+        assert "loss" in row
+        assert {"topo/phase", "topo/proximity", "topo/r_pair", "topo/edge", "topo/lr_scale"} <= row.keys()
+        assert all(type(value) is float for key, value in row.items() if key.startswith("topo/"))
+        assert all(math.isfinite(value) for key, value in row.items() if key.startswith("topo/"))
+        assert len(row) < 40  # layers are not for the console
+    state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert [row["topo/step"] for row in state["log_history"] if "topo/step" in row] == [0.0, 2.0, 4.0]
+
+
+def test_the_probe_is_the_last_training_batch(make_trainer):
+    """At dropout 0 and without other randomness, the probe's loss is that step's training loss."""
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, model=bert(dropout=0.0), eval_strategy="steps", eval_steps=1, eval_on_start=True)
+    trainer.train()
+    for row in topo_rows(trainer):
+        assert row["topo/loss"] == pytest.approx(row["loss"], rel=1e-4)
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return 3.0 * nn.functional.cross_entropy(outputs["logits"], labels)
+
+
+class OwnTrainer(Trainer):
+    """A trainer with a loss of its own."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = 5.0 * nn.functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("how", ["function", "override", "smoothing"])
+def test_the_trainers_own_loss_is_the_probes(make_trainer, how):
+    callback = TopoCallback(**OPTIONS)
+    options = {
+        "function": {"trainer": {"compute_loss_func": own_loss}},
+        "override": {"kind": OwnTrainer},
+        "smoothing": {"label_smoothing_factor": 0.2},
+    }[how]
+    trainer = make_trainer(callback, model=bert(dropout=0.0), eval_strategy="steps", eval_steps=1, **options)
+    trainer.train()
+    found = topo_rows(trainer)
+    assert len(found) == 3
+    for row in found:
+        assert row["topo/loss"] == pytest.approx(row["loss"], rel=1e-4)
+    assert "compute_loss" not in trainer.__dict__  # the trainer has its own method back
+
+
+def test_the_callback_runs_before_the_reporters(make_trainer):
+    order = []
+
+    class Reporter(TrainerCallback):
+        """Sees the logs as W&B's callback does."""
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            order.append("topo/step" in logs)
+
+    from transformers.integrations import integration_utils
+
+    known = dict(integration_utils.INTEGRATION_TO_CALLBACK)
+    integration_utils.INTEGRATION_TO_CALLBACK["tensorboard"] = Reporter
+    try:
+        callback = TopoCallback(trackers=False, **OPTIONS)
+        trainer = make_trainer(callback, report_to=["tensorboard"])
+        trainer.train()
+    finally:
+        integration_utils.INTEGRATION_TO_CALLBACK.clear()
+        integration_utils.INTEGRATION_TO_CALLBACK.update(known)
+    assert order == [True, False, True, False, True, False, False]
+    names = [type(cb).__name__ for cb in trainer.callback_handler.callbacks]
+    assert names.index("TopoCallback") < names.index("Reporter")
+
+
+def test_two_trainings_one_after_the_other(make_trainer):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback)
+    trainer.train()
+    first = callback.topo
+    assert not getattr(innermost(trainer.optimizer), "_topoopt_hooks", None)
+    trainer.train()
+    assert callback.topo is not first
+    assert [row["topo/step"] for row in topo_rows(trainer)] == [0.0, 2.0, 4.0]
+    assert_no_faults(callback)
+
+
+def test_a_training_that_breaks_off_can_be_started_again(make_trainer):
+    class Stop(TrainerCallback):
+        """Breaks the first training off."""
+
+        armed = True
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if self.armed and state.global_step == 3:
+                self.armed = False
+                raise KeyboardInterrupt
+
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback)
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert [row["topo/step"] for row in topo_rows(trainer)] == [0.0, 2.0, 4.0]
+    assert len(innermost(trainer.optimizer)._optimizer_step_pre_hooks) == 0
+
+
+def test_auto_find_batch_size(make_trainer):
+    class Greedy(Trainer):
+        """Runs out of memory with more than four examples."""
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if len(inputs["labels"]) > 4:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2 MiB")
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, kind=Greedy, auto_find_batch_size=True)
+    trainer.train()
+    assert [row["topo/step"] for row in topo_rows(trainer)] == [0.0, 2.0, 4.0]
+    assert_no_faults(callback)
+
+
+def test_model_init(make_trainer):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, trainer={"model_init": lambda trial=None: bert()})
+    trainer.train()
+    first = weights(trainer)
+    trainer.train()
+    assert equal(first, weights(trainer))
+    assert_no_faults(callback)
+
+
+def test_lora(make_trainer):
+    peft = pytest.importorskip("peft")
+
+    def adapted():
+        set_seed(0)
+        config = peft.LoraConfig(r=4, target_modules=["query", "value", "intermediate.dense"], task_type="SEQ_CLS")
+        return peft.get_peft_model(bert(), config)
+
+    bare = make_trainer(None, model=adapted())
+    bare.train()
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, model=adapted())
+    trainer.train()
+    assert equal(weights(bare), weights(trainer))
+    assert callback.last is not None
+    assert math.isfinite(callback.last.r_spec), callback.last.skipped
+
+
+def test_optimizer_cls_and_kwargs(make_trainer):
+    callback = TopoCallback(**OPTIONS)
+    chosen = {"optimizer_cls_and_kwargs": (torch.optim.RMSprop, {"lr": 1e-3})}
+    trainer = make_trainer(callback, trainer=chosen)
+    trainer.train()
+    assert isinstance(innermost(trainer.optimizer), torch.optim.RMSprop)
+    assert_no_faults(callback)
+
+
+@pytest.mark.parametrize("mode", ["report", "hold"])
+def test_resume_is_the_unbroken_run(make_trainer, tmp_path, mode):
+    options = {**OPTIONS, "mode": mode, "estimator": "spectral"}
+    saving = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "cosine"}
+    seen, again = [], []
+    unbroken = make_trainer(TopoCallback(sinks=[seen.append], **options), **saving)
+    unbroken.train()
+    resumed = make_trainer(TopoCallback(sinks=[again.append], **options), model=bert(seed=5), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert equal(weights(unbroken), weights(resumed))
+    rest = [m for m in seen if m.step >= 3]
+    assert [m.step for m in again] == [m.step for m in rest] == [4]
+    for a, b in zip(again, rest):
+        left, right = a.scalars(), b.scalars()
+        for key in left.keys() - {"topo/seconds", "topo/share"}:
+            assert left[key] == right[key], key
+    clean = [
+        [{k: v for k, v in r.items() if k not in ("topo/seconds", "topo/share")} for r in topo_rows(t)]
+        for t in (unbroken, resumed)
+    ]
+    assert clean[0] == clean[1]
+
+
+def test_resume_without_topo_state(make_trainer, tmp_path, caplog):
+    make_trainer(None, save_strategy="steps", save_steps=3).train()
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    assert not list(checkpoint.glob("topoopt*"))
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, save_strategy="steps", save_steps=1)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert [row["topo/step"] for row in topo_rows(trainer)] == [3.0, 5.0]
+    assert_no_faults(callback)
+    assert (tmp_path / "out" / "checkpoint-6" / "topoopt_0.pt").is_file()
+
+
+def test_resume_of_a_checkpoint_with_topo_state_without_the_callback(make_trainer, tmp_path):
+    make_trainer(TopoCallback(**OPTIONS), save_strategy="steps", save_steps=3).train()
+    trainer = make_trainer(None)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert trainer.state.global_step == STEPS
+
+
+def test_callback_states_can_be_restored_by_trainer(make_trainer, tmp_path):
+    make_trainer(TopoCallback(mode="preserve", **OPTIONS), save_strategy="steps", save_steps=3).train()
+    trainer = make_trainer(TopoCallback(), restore_callback_states_from_checkpoint=True)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    (restored,) = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, TopoCallback)]
+    assert restored.config.mode == "preserve"
+    assert restored.last is not None
+    assert restored.last.step == 4
+
+
+def test_state_survives_json():
+    from topoopt.control import Preserve
+
+    callback = TopoCallback(mode=Preserve(target=0.5), every=7, record="x.jsonl")
+    state = json.loads(json.dumps(callback.state()))
+    again = TopoCallback.from_state(state)
+    assert again.config == callback.config
+    assert again.record == "x.jsonl"
+
+
+def test_wandb_has_the_summary_in_the_trainers_row(make_trainer, tmp_path, wandb_offline, wandb_rows):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback, report_to=["wandb"])
+    trainer.train()
+    wandb_offline.finish()
+    wandb_offline.teardown()
+    found, metrics, _ = wandb_rows(tmp_path)
+    rows = [row for row in found if "train/topo/proximity" in row]
+    assert [row["train/topo/step"] for row in rows] == [0, 2, 4]
+    assert all("train/loss" in row and "train/global_step" in row for row in rows)
+    own = {row["topo/step"]: row for row in found if "topo/proximity" in row}
+    assert sorted(own) == [0, 2, 4]
+    for row in rows:
+        assert own[row["train/topo/step"]]["topo/proximity"] == row["train/topo/proximity"]
+    assert metrics["topo/proximity"]["step_metric"] == "topo/step"
+    assert any("topo/layers" in row for row in found)
+
+
+def test_a_broken_tracker_changes_nothing(make_trainer, caplog):
+    def broken(measurement):
+        raise OSError("the disk is full")
+
+    bare = make_trainer(None)
+    bare.train()
+    callback = TopoCallback(sinks=[broken], **OPTIONS)
+    trainer = make_trainer(callback)
+    trainer.train()
+    assert equal(weights(bare), weights(trainer))
+    assert caplog.text.count("the disk is full") <= 2
