@@ -17,6 +17,7 @@ def _run(rank: int, world: int, folder: str, function: Callable[..., Any], args:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     try:
         torch.save(function(rank, world, *args), Path(folder) / f"{rank}.pt")
+        dist.barrier()  # a rank that leaves first takes the others' connections with it
     finally:
         dist.destroy_process_group()
 

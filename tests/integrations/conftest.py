@@ -93,7 +93,11 @@ def wandb_rows():
         text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
         records = [json.loads(line) for line in text.splitlines()]
         rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-        metrics = {record["metric"]["name"]: record["metric"] for record in records if record["type"] == "metric"}
+        metrics = {
+            record["metric"].get("name") or record["metric"]["glob_name"]: record["metric"]
+            for record in records
+            if record["type"] == "metric"
+        }
         summary: dict[str, Any] = {}
         for record in records:
             if record["type"] == "summary":
