@@ -1,0 +1,219 @@
+"""The gate: no group is used that has not been verified numerically.
+
+On a copy of the model in float64, with every parameter and statistic random (initial weights hide mistakes: ones, zeros,
+zero low-rank factors), a permutation of a true symmetry changes the output by rounding only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from topoopt.errors import DiscoveryError
+from topoopt.neurons.group import NeuronGroup, named_tensors
+from topoopt.neurons.propagation import quiet
+
+TOLERANCE = 1e-9
+"""Largest relative change of the output that a true symmetry causes in float64."""
+SMALL = 4
+"""Groups of at most this many units are permuted several times: they have few permutations that move everything."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Groups that passed, and for each that did not the reason."""
+
+    passed: list[NeuronGroup]
+    rejected: dict[str, str]
+
+
+class Gate:
+    """A random float64 copy of a model, and its output on one input, against which permutations are held."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        try:
+            self.model = _double(copy_of(model))
+        except Exception as error:
+            raise DiscoveryError(
+                f"the model cannot be copied for verification ({type(error).__name__}: {error})"
+            ) from error
+        self._args, self._kwargs = tree_map(_host_double, (args, dict(kwargs)))
+        self._randomise()
+        self._reference = self._outputs()
+        if not all(torch.isfinite(out).all() for out in self._reference):
+            raise DiscoveryError("the model's output on random weights is not finite: no group can be verified")
+
+    def _randomise(self) -> None:
+        """Weights of a size that keeps activations near 1; statistics and scales positive."""
+        for name, tensor in named_tensors(self.model).items():
+            if not tensor.is_floating_point():
+                continue
+            last = name.rsplit(".", 1)[-1]
+            if isinstance(tensor, nn.Parameter):
+                fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 1
+                noise = torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64)
+                scale = (1.0 / math.sqrt(max(1, fan))) if tensor.ndim > 1 else 0.3
+                shift = 1.0 if tensor.ndim == 1 and not last.startswith("bias") else 0.0
+                tensor.data.copy_(shift + scale * noise)
+            elif last in ("running_mean", "running_var"):
+                noise = torch.rand(tensor.shape, generator=self._generator, dtype=torch.float64)
+                tensor.copy_(0.5 + noise)
+
+    def _outputs(self, grad: bool = False) -> list[Tensor]:
+        with quiet(self.model), _reproducible(), torch.set_grad_enabled(grad), _HoldDoubles():
+            result = self.model(*self._args, **self._kwargs)
+        return [out for out in _tensors_in(result) if out.is_floating_point()]
+
+    def change(self, moves: Sequence[tuple[NeuronGroup, Tensor]]) -> float:
+        """Largest relative change of the output when groups are permuted; the copy is put back after."""
+        try:
+            for group, perm in moves:
+                group.permute(self.model, perm)
+            outputs = self._outputs()
+        except Exception:  # a permutation that cannot even be carried out is no symmetry
+            return math.inf
+        finally:
+            for group, perm in reversed(moves):
+                group.permute(self.model, perm.argsort())
+        changes = [_relative(out, was) for out, was in zip(outputs, self._reference)]
+        return max(changes, default=math.inf)
+
+    def permutation(self, n: int) -> Tensor:
+        """A random permutation that leaves nothing where it was."""
+        order = torch.randperm(n, generator=self._generator)
+        perm = torch.empty_like(order)
+        perm[order] = order.roll(1)
+        return perm
+
+    def dead(self, groups: Sequence[NeuronGroup]) -> set[str]:
+        """Names of groups whose parameters do not act on the output at all: permuting those proves nothing."""
+        outputs = self._outputs(grad=True)
+        weighted = [
+            (out * torch.randn(out.shape, generator=self._generator, dtype=out.dtype)).sum()
+            for out in outputs
+            if out.requires_grad
+        ]
+        parameters = dict(self.model.named_parameters())
+        if not weighted:
+            return {group.name for group in groups}
+        grads = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)
+        acting = {name for name, grad in zip(parameters, grads) if grad is not None and bool(grad.any())}
+        return {g.name for g in groups if len({s.tensor for s in g.slices if s.tensor in acting}) < 2}
+
+
+def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
+    """Verify groups together first, and by bisection where they fail together."""
+    rejected: dict[str, str] = {}
+    try:
+        dead = gate.dead(groups)
+    except RuntimeError:  # an output without a gradient: nothing can be called dead
+        dead = set()
+    rejected |= {name: "its parameters have no effect on the output" for name in dead}
+    queue = [[group for group in groups if group.name not in dead]]
+    passed: list[NeuronGroup] = []
+    while queue:
+        batch = queue.pop()
+        if not batch:
+            continue
+        change = _largest_change(gate, batch)
+        if change <= TOLERANCE:
+            passed += batch
+        elif len(batch) == 1:
+            rejected[batch[0].name] = f"permuting it changes the output by {change:.2g} (relative)"
+        else:
+            queue += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    order = {group.name: i for i, group in enumerate(groups)}
+    return Verdict(sorted(passed, key=lambda group: order[group.name]), rejected)
+
+
+def _largest_change(gate: Gate, groups: Sequence[NeuronGroup]) -> float:
+    tries = 3 if any(group.n <= SMALL for group in groups) else 1
+    return max(gate.change([(group, gate.permutation(group.n)) for group in groups]) for _ in range(tries))
+
+
+def verify(model: nn.Module, group: NeuronGroup, *args: Any, **kwargs: Any) -> float:
+    """Largest relative change of the model's output under a random permutation of a group, on random float64 weights.
+
+    A symmetry gives rounding, about 1e-15; anything above 1e-9 is none. The model itself is not touched.
+
+    Raises:
+        DiscoveryError: when the model cannot be copied or run on the inputs given.
+    """
+    from topoopt.neurons.unwrapping import unwrap
+
+    gate = Gate(unwrap(model), args, kwargs)
+    return _largest_change(gate, [group])
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy without gradients, hooks' closures or graphs of the original."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        clone = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = clone
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():  # hooks are the original's: they must not see what is tried on the copy
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            getattr(module, hooks).clear()
+    return copied
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return model.to(device="cpu", dtype=torch.float64)
+
+
+def _host_double(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = leaf.detach().cpu()
+    return leaf.double() if leaf.is_floating_point() else leaf
+
+
+def _relative(out: Tensor, reference: Tensor) -> float:
+    if out.shape != reference.shape or not torch.isfinite(out).all():
+        return math.inf
+    scale = reference.abs().max() if reference.numel() else torch.tensor(1.0)
+    return float((out - reference).abs().max() / scale.clamp_min(1e-12)) if out.numel() else 0.0
+
+
+def _tensors_in(result: Any) -> list[Tensor]:
+    leaves = tree_leaves(result)
+    if len(leaves) == 1 and not isinstance(leaves[0], Tensor):  # an output class that pytrees do not know
+        leaves = tree_leaves(dict(vars(leaves[0]))) if hasattr(leaves[0], "__dict__") else leaves
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """The same global random numbers in every evaluation, and the user's generator where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+class _HoldDoubles(TorchFunctionMode):
+    """Keeps float64 where a model casts to a narrower type inside (norms and softmax in float32)."""
+
+    NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.dtype is torch.float64:
+            if name in ("float", "half", "bfloat16"):
+                return first
+            args = tuple(torch.float64 if a in self.NARROW else a for a in args) if name in ("to", "type") else args
+        if kwargs.get("dtype") in self.NARROW:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)

@@ -1,0 +1,175 @@
+"""A neuron group: n interchangeable units of a model, and where their parameters lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from topoopt.errors import DiscoveryError
+from topoopt.neurons.unwrapping import unwrap
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where the units lie in one dimension of one tensor.
+
+    Along `dim` unit i holds the positions offset + o * stride + i * inner + k, for o < outer and k < inner.
+    """
+
+    tensor: str
+    """Name of the parameter or buffer, as in `named_parameters` of the unwrapped model."""
+    dim: int
+    offset: int = 0
+    outer: int = 1
+    inner: int = 1
+    stride: int = 0
+    """Distance between outer blocks; n * inner where they are adjacent."""
+    role: str = "out"
+    """ "out", "in", "bias", "scale", or "state" (a buffer, permuted but no part of the points)."""
+
+    def positions(self, n: int, device: torch.device | str = "cpu") -> Tensor:
+        """Positions along `dim` of all units: (n, outer * inner) int64."""
+        outer = torch.arange(self.outer, device=device) * self.stride
+        inner = torch.arange(self.inner, device=device)
+        units = torch.arange(n, device=device) * self.inner
+        return self.offset + (units[:, None, None] + outer[None, :, None] + inner[None, None, :]).reshape(n, -1)
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """n units that can be permuted without changing the model's function.
+
+    Neuron i is the vector in R^d of *all* of unit i's parameters: incoming row, bias, norm scale and shift, outgoing column
+    (Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670, section 2).
+    """
+
+    name: str
+    kind: str
+    """hidden, channel, head, head_dim, expert, rank, recurrent or residual."""
+    n: int
+    slices: tuple[Slice, ...]
+
+    @cached_property
+    def _own(self) -> tuple[Slice, ...]:
+        return tuple(s for s in self.slices if s.role != "state")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}, {self.n} neurons, {len(self.slices)} slices)"
+
+    def dimension(self, model: nn.Module) -> int:
+        """d: the number of parameters of one neuron."""
+        tensors = named_tensors(model)
+        return sum(_width(s, tensors[s.tensor], self.n) for s in self._own)
+
+    def points(self, model: nn.Module) -> Tensor:
+        """Gather the neurons as they are now: (n, d), detached, a copy, on the parameters' device and in their dtype.
+
+        Parameters of different dtypes give the widest. Allocates the points and, of one slice at a time, a view or copy.
+        """
+        tensors = named_tensors(model)
+        return torch.cat([_take(s, tensors[s.tensor].detach(), self.n) for s in self._own], dim=1)
+
+    def scatter(self, model: nn.Module, points: Tensor) -> None:
+        """Write points (n, d) into the model, in place: the inverse of `points`."""
+        tensors, start = named_tensors(model), 0
+        with torch.no_grad():
+            for s in self._own:
+                tensor = tensors[s.tensor]
+                width = _width(s, tensor, self.n)
+                _put(s, tensor, points[:, start : start + width].to(tensor), self.n)
+                start += width
+
+    def indices(self, model: nn.Module) -> Tensor:
+        """Flat position of each entry of `points`: (n, d) int64 on the CPU.
+
+        Positions count through the concatenation of `unwrap(model).parameters()`, each flattened in row-major order.
+        """
+        own = unwrap(model)
+        offsets, total = {}, 0
+        for parameter in own.parameters():
+            offsets[id(parameter)] = total
+            total += parameter.numel()
+        tensors = named_tensors(model)
+        columns = []
+        for s in self._own:
+            tensor = tensors[s.tensor]
+            flat = torch.arange(tensor.numel()).reshape(tensor.shape) + offsets[id(tensor)]
+            columns.append(_take(s, flat, self.n))
+        return torch.cat(columns, dim=1)
+
+    def masks(self, model: nn.Module) -> dict[str, Tensor]:
+        """Which entries of which parameters belong to the group: name -> bool mask of the parameter's shape."""
+        tensors, masks = named_tensors(model), {}
+        for s in self._own:
+            tensor = tensors[s.tensor]
+            mask = masks.setdefault(s.tensor, torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device))
+            mask.index_fill_(s.dim, s.positions(self.n, tensor.device).reshape(-1), True)
+        return masks
+
+    def permute(
+        self, model: nn.Module, perm: Sequence[int] | Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Move unit perm[i] to place i, in place; the model's function stays what it was.
+
+        With `optimizer` its per-parameter state moves along (every state tensor of its parameter's shape).
+
+        Raises:
+            DiscoveryError: when `perm` is no permutation of 0 .. n - 1.
+        """
+        order = torch.as_tensor(perm, dtype=torch.int64).cpu()
+        if order.shape != (self.n,) or not torch.equal(order.sort().values, torch.arange(self.n)):
+            raise DiscoveryError(f"perm is not a permutation of 0 .. {self.n - 1} (the neurons of {self.name})")
+        tensors = named_tensors(model)
+        with torch.no_grad():
+            for s in self.slices:
+                tensor = tensors[s.tensor]
+                for one in (tensor, *_state_of(tensor, optimizer)):
+                    positions = s.positions(self.n, one.device)
+                    moved = one.index_select(s.dim, positions[order.to(one.device)].reshape(-1))
+                    one.index_copy_(s.dim, positions.reshape(-1), moved)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the unwrapped model by name, tied ones under each of their names."""
+    own = unwrap(model)
+    named = dict(own.named_parameters(remove_duplicate=False))
+    named.update(own.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _width(s: Slice, tensor: Tensor, n: int) -> int:
+    return s.outer * s.inner * (tensor.numel() // max(1, tensor.shape[s.dim]))
+
+
+def _blocks(s: Slice, tensor: Tensor, n: int) -> Tensor | None:
+    """The units as a view (n, outer, inner, rest...), or None where outer blocks are not adjacent."""
+    size = n * s.inner
+    if s.outer > 1 and s.stride != size:
+        return None
+    moved = tensor.movedim(s.dim, 0).narrow(0, s.offset, s.outer * size)
+    return moved.unflatten(0, (s.outer, n, s.inner)).transpose(0, 1)
+
+
+def _take(s: Slice, tensor: Tensor, n: int) -> Tensor:
+    view = _blocks(s, tensor, n)
+    if view is None:
+        chosen = tensor.index_select(s.dim, s.positions(n, tensor.device).reshape(-1)).movedim(s.dim, 0)
+        view = chosen.unflatten(0, (n, s.outer, s.inner))
+    return view.reshape(n, -1)
+
+
+def _put(s: Slice, tensor: Tensor, values: Tensor, n: int) -> None:
+    rest = tensor.movedim(s.dim, 0).shape[1:]
+    source = values.reshape(n * s.outer * s.inner, *rest).movedim(0, s.dim)
+    tensor.index_copy_(s.dim, s.positions(n, tensor.device).reshape(-1), source)
+
+
+def _state_of(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    if optimizer is None or parameter not in optimizer.state:
+        return []
+    state = optimizer.state[parameter].values()
+    return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]

@@ -1,0 +1,31 @@
+"""What each operator says about axes: a table from operator names to rules, one function a rule, grouped by family."""
+
+from topoopt.neurons.rules import (
+    attention,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    making,
+    norm,
+    recurrent,
+    reduction,
+    shape,
+)
+from topoopt.neurons.rules.table import RULES, Rule, Value
+
+__all__ = [
+    "RULES",
+    "Rule",
+    "Value",
+    "attention",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "linear",
+    "making",
+    "norm",
+    "recurrent",
+    "reduction",
+    "shape",
+]

@@ -1,0 +1,112 @@
+"""Operators that act on each entry by itself: operands that meet share their axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topoopt.neurons.rules.table import Value, broadcast, rule, tensors
+
+LINEAR = ("add", "sub", "rsub", "neg", "clone", "contiguous", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy",
+          "lift_fresh", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "positive", "view_as", "_assert_tensor_metadata",
+          "lift", "detach_", "float", "double", "half", "bfloat16", "identity")  # fmt: skip
+SCALING = ("mul", "div", "true_divide", "multiply", "divide", "addcmul", "addcdiv", "lerp")
+CURVED = (
+    "relu", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu_scalar", "hardtanh", "hardswish",
+    "hardsigmoid", "mish", "softplus", "softsign", "relu6", "logsigmoid", "log_sigmoid", "exp", "exp2", "expm1", "log", "log1p",
+    "log2", "log10", "sqrt", "rsqrt", "square", "pow", "abs", "sign", "sgn", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
+    "sinh", "cosh", "erf", "erfc", "erfinv", "reciprocal", "floor", "ceil", "round", "trunc", "frac", "clamp", "clamp_min",
+    "clamp_max", "clip", "threshold", "minimum", "maximum", "fmin", "fmax", "fmod", "remainder", "floor_divide", "where",
+    "masked_fill", "nan_to_num", "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_not", "logical_xor",
+    "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "eq", "ne", "lt", "le", "gt", "ge", "bernoulli", "hypot", "logit",
+    "__and__", "__or__", "__xor__", "__invert__", "hardshrink", "softshrink", "tanhshrink", "rrelu", "xlogy", "sinc", "logaddexp",
+)  # fmt: skip
+
+
+@rule(*LINEAR)
+def linear_map(out: list[int], *args: Any, **kwargs: Any) -> Value:
+    """Sums, copies and casts. Where two activations are added, their axes carry a residual stream."""
+    values = tensors(args, list(kwargs.values()))
+    dims = broadcast(values, out)
+    activations = [v for v in values if not v.is_parameter and not v.uniform and len(v.dims) == len(out)]
+    if len(activations) > 1:
+        for axis in dims:
+            axis.mark("summed")
+    only = values[0] if len(values) == 1 else None
+    keeps = only is not None and only.shape == list(out)
+    return Value(
+        dims,
+        source=only.source if keeps and only is not None else "",
+        uniform=all(v.uniform for v in values),
+        domain=only.domain if only is not None else None,
+    )
+
+
+@rule(*SCALING)
+def scaling(out: list[int], *args: Any, **kwargs: Any) -> Value:
+    """Products entry by entry: gates and scales."""
+    values = tensors(args, list(kwargs.values()))
+    dims = broadcast(values, out)
+    if len([v for v in values if not v.is_parameter and not v.uniform]) > 1:
+        for axis in dims:
+            axis.mark("curved")
+    return Value(dims, uniform=all(v.uniform for v in values))
+
+
+@rule(*CURVED)
+def curved(out: list[int], *args: Any, **kwargs: Any) -> Value:
+    """Non-linear functions, comparisons and choices, entry by entry."""
+    values = tensors(args, list(kwargs.values()))
+    dims = broadcast(values, out)
+    for axis in dims:
+        axis.mark("curved")
+    return Value(dims, uniform=all(v.uniform for v in values))
+
+
+@rule("prelu")
+def prelu(out: list[int], x: Value, weight: Value) -> Value:
+    """A slope for each channel, which is dimension 1, or one for all."""
+    from topoopt.neurons.axes import unify
+
+    if weight.dims and weight.dims[0].size > 1 and len(x.dims) > 1:
+        unify(x.dims[1], weight.dims[0])
+    for axis in x.dims:
+        axis.mark("curved")
+    return Value(list(x.dims))
+
+
+@rule("glu")
+def glu(out: list[int], x: Value, dim: int = -1) -> Value:
+    """The first half gated by the second, along `dim`."""
+    from topoopt.neurons.axes import unify
+
+    half = int(out[dim])
+    first, second = x.dims[dim].cut([half, half])
+    unify(first, second)
+    first.mark("curved")
+    dims = list(x.dims)
+    dims[dim] = first
+    return Value(dims)
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "flip", "roll")
+def ordered(out: Any, x: Value, dim: Any = 0, *args: Any, **kwargs: Any) -> Any:
+    """The order along `dim` matters."""
+    shifts_first = args[0] if args and isinstance(args[0], list | tuple) else dim
+    for d in shifts_first if isinstance(shifts_first, list | tuple) else [shifts_first]:
+        x.dims[d].freeze("its order matters to an operator that accumulates or shifts along it")
+    for axis in x.dims:
+        axis.mark("curved")
+    one = Value(list(x.dims))
+    return [one, one] if out and isinstance(out[0], list | tuple) else one
+
+
+@rule("sort", "argsort")
+def sort(out: Any, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+    """Sorting forgets which unit is which along `dim`: the result has an axis of its own that cannot be permuted."""
+    from topoopt.neurons.axes import Axis
+
+    dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
+    dims = list(x.dims)
+    dims[dim] = Axis(x.dims[dim].size, "a sorted axis")
+    indices = Value(list(dims), domain=x.dims[dim])
+    return [Value(dims), indices] if out and isinstance(out[0], list | tuple) else indices

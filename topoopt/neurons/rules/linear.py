@@ -1,0 +1,86 @@
+"""Products of matrices: what is summed over is shared, what is left stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topoopt.neurons.axes import Axis, unify
+from topoopt.neurons.rules.table import Value, broadcast, rule
+
+
+@rule("linear")
+def linear(out: list[int], x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """x (..., k), weight (n, k), bias (n) -> (..., n)."""
+    unify(x.dims[-1], weight.dims[1])
+    if bias is not None:
+        unify(bias.dims[0], weight.dims[0])
+    return Value([*x.dims[:-1], weight.dims[0]])
+
+
+@rule("addmm", "baddbmm")
+def addmm(out: list[int], bias: Value, a: Value, b: Value, **kwargs: Any) -> Value:
+    """Bias + a b."""
+    product = matmul(out, a, b)
+    broadcast([bias, product], out)
+    return product
+
+
+@rule("mm", "bmm", "matmul", "mv", "dot", "linalg_vecdot")
+def matmul(out: list[int], a: Value, b: Value, **kwargs: Any) -> Value:
+    """(..., m, k) times (..., k, n): k is summed over, leading dimensions are broadcast."""
+    left, right = a.dims, b.dims
+    unify(left[-1], right[-2] if len(right) > 1 else right[-1])
+    both_computed = not a.is_parameter and not b.is_parameter
+    if both_computed:
+        left[-1].mark("inner")
+    elif (a.is_parameter and len(left) > 2) or (b.is_parameter and len(right) > 2):
+        for axis in (left if a.is_parameter else right)[:-2]:
+            axis.mark("expert")
+    rows = [left[-2]] if len(left) > 1 else []
+    columns = [right[-1]] if len(right) > 1 else []
+    batch = out[: len(out) - len(rows) - len(columns)]
+    dims = broadcast([Value(left[:-2]), Value(right[:-2])], batch) if batch else []
+    if both_computed and len(batch) > 1:
+        dims[-1].mark("head")
+        (columns or rows)[0].mark("inner")
+    return Value([*dims, *rows, *columns])
+
+
+@rule("bilinear")
+def bilinear(out: list[int], a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """a_i W_kij b_j."""
+    unify(a.dims[-1], weight.dims[1])
+    unify(b.dims[-1], weight.dims[2])
+    if bias is not None:
+        unify(bias.dims[0], weight.dims[0])
+    return Value([*a.dims[:-1], weight.dims[0]])
+
+
+@rule("outer")
+def outer(out: list[int], a: Value, b: Value) -> Value:
+    """a_i b_j."""
+    return Value([a.dims[0], b.dims[0]])
+
+
+@rule("einsum")
+def einsum(out: list[int], equation: str, operands: list[Value], **kwargs: Any) -> Value:
+    """Equal letters are equal axes; an ellipsis freezes what it covers."""
+    equation = equation.replace(" ", "")
+    inputs, _, result = equation.partition("->")
+    named: dict[str, Axis] = {}
+    for letters, value in zip(inputs.split(","), operands):
+        if "..." in letters:
+            for axis in value.dims:
+                axis.freeze("einsum with an ellipsis")
+            continue
+        for letter, axis in zip(letters, value.dims):
+            unify(named.setdefault(letter, axis), axis)
+    if "..." in equation or "->" not in equation:
+        for axis in named.values():
+            axis.freeze("einsum with an ellipsis or no stated result")
+        return Value([Axis(int(size), "einsum") for size in out])
+    computed = sum(not value.is_parameter for value in operands)
+    for letter, axis in named.items():
+        if letter not in result and computed > 1:
+            axis.mark("inner")
+    return Value([named[letter] for letter in result])
