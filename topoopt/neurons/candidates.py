@@ -79,7 +79,7 @@ def _places(axis: Axis, tensor: str, dim: int, size: int) -> Iterator[tuple[Axis
 def _role(name: str, value: Value, dim: int) -> str:
     if len(value.dims) == 1:
         return "bias" if name.rsplit(".", 1)[-1].startswith(("bias", "beta", "b_")) else "scale"
-    return "out" if dim == 0 else "in"
+    return value.roles.get(id(value.dims[dim]), "out" if dim == 0 else "in")
 
 
 def _kind(atom: Axis, slices: list[Slice]) -> str:

@@ -24,12 +24,13 @@ CURVED = (
 
 @rule(*LINEAR)
 def linear_map(out: list[int], *args: Any, **kwargs: Any) -> Value:
-    """Sums, copies and casts. Where two activations are added, their axes carry a residual stream."""
+    """Sums, copies and casts. Where two activations of different origin are added, their axes carry a residual stream."""
     values = tensors(args, list(kwargs.values()))
-    dims = broadcast(values, out)
     activations = [v for v in values if not v.is_parameter and not v.uniform and len(v.dims) == len(out)]
-    if len(activations) > 1:
-        for axis in dims:
+    joined = [len({id(v.dims[i].find()) for v in activations if v.dims[i].size > 1}) > 1 for i in range(len(out))]
+    dims = broadcast(values, out)
+    for axis, two in zip(dims, joined):
+        if two:
             axis.mark("summed")
     only = values[0] if len(values) == 1 else None
     keeps = only is not None and only.shape == list(out)
@@ -38,6 +39,7 @@ def linear_map(out: list[int], *args: Any, **kwargs: Any) -> Value:
         source=only.source if keeps and only is not None else "",
         uniform=all(v.uniform for v in values),
         domain=only.domain if only is not None else None,
+        roles=only.roles if keeps and only is not None else {},
     )
 
 

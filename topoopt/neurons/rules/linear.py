@@ -12,6 +12,8 @@ from topoopt.neurons.rules.table import Value, broadcast, rule
 def linear(out: list[int], x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x (..., k), weight (n, k), bias (n) -> (..., n)."""
     unify(x.dims[-1], weight.dims[1])
+    weight.used_as("out", 0)
+    weight.used_as("in", 1)
     if bias is not None:
         unify(bias.dims[0], weight.dims[0])
     return Value([*x.dims[:-1], weight.dims[0]])
@@ -30,6 +32,11 @@ def matmul(out: list[int], a: Value, b: Value, **kwargs: Any) -> Value:
     """(..., m, k) times (..., k, n): k is summed over, leading dimensions are broadcast."""
     left, right = a.dims, b.dims
     unify(left[-1], right[-2] if len(right) > 1 else right[-1])
+    if len(left) > 1 and len(right) > 1:
+        a.used_as("in", -1)
+        a.used_as("out", -2)
+        b.used_as("in", -2)
+        b.used_as("out", -1)
     both_computed = not a.is_parameter and not b.is_parameter
     if both_computed:
         left[-1].mark("inner")

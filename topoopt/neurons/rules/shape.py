@@ -41,7 +41,7 @@ def unsqueeze(out: list[int], x: Value, dim: int) -> Value:
 @rule("permute", "movedim_permuted")
 def permute(out: list[int], x: Value, order: list[int]) -> Value:
     """Reorder dimensions."""
-    return Value([x.dims[i] for i in order], source=x.source, uniform=x.uniform, domain=x.domain)
+    return Value([x.dims[i] for i in order], source=x.source, uniform=x.uniform, domain=x.domain, roles=x.roles)
 
 
 @rule("transpose", "swapaxes", "swapdims")
@@ -49,7 +49,7 @@ def transpose(out: list[int], x: Value, a: int, b: int) -> Value:
     """Swap two dimensions."""
     dims = list(x.dims)
     dims[a], dims[b] = dims[b], dims[a]
-    return Value(dims, source=x.source, uniform=x.uniform, domain=x.domain)
+    return Value(dims, source=x.source, uniform=x.uniform, domain=x.domain, roles=x.roles)
 
 
 @rule("movedim", "moveaxis")
@@ -68,7 +68,7 @@ def movedim(out: list[int], x: Value, source: Any, destination: Any) -> Value:
 @rule("t", "numpy_T", "mT", "adjoint", "matrix_H")
 def t(out: list[int], x: Value) -> Value:
     """Swap the last two dimensions."""
-    return Value([*x.dims[:-2], *x.dims[-2:][::-1]], source=x.source, uniform=x.uniform, domain=x.domain)
+    return Value([*x.dims[:-2], *x.dims[-2:][::-1]], source=x.source, uniform=x.uniform, domain=x.domain, roles=x.roles)
 
 
 @rule("expand", "broadcast_to", "expand_as")
@@ -144,7 +144,7 @@ def slice_(out: list[int], x: Value, dim: int = 0, start: Any = None, end: Any =
     dim = dim % len(x.dims)
     size, length = x.dims[dim].size, int(out[dim])
     if length == size and step == 1:
-        return Value(list(x.dims), source=x.source, uniform=x.uniform, domain=x.domain)
+        return Value(list(x.dims), source=x.source, uniform=x.uniform, domain=x.domain, roles=x.roles)
     dims = list(x.dims)
     begin = 0 if start is None else int(start)
     begin = max(0, begin + size) if begin < 0 else min(begin, size)
@@ -200,7 +200,7 @@ def pad(out: list[int], x: Value, padding: list[int], *args: Any, **kwargs: Any)
     "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "as_strided", "tril", "triu", "diagonal"
 )
 def positions(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
-    """The last two dimensions (or a window over one) are told apart by place; leading dimensions are kept where they line up."""
+    """The last two dimensions (or a window over one) are told apart by place; leading ones are kept where they fit."""
     kept = 0
     while kept < len(x.dims) - 2 and kept < len(out) - 2 and x.dims[kept].size == out[kept]:
         kept += 1

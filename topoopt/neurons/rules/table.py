@@ -8,7 +8,7 @@ its inputs and returns the output's `Value` (or a list of them). An operator wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from topoopt.neurons.axes import Axis, unify
@@ -25,6 +25,12 @@ class Value:
     """All entries are equal, so that any permutation leaves it alone."""
     domain: Axis | None = None
     """For integers that index: the axis whose positions they are."""
+    roles: dict[int, str] = field(default_factory=dict)
+    """For a weight: id of an axis in `dims` -> "out" or "in", as matrix products have used it; shared by transposes."""
+
+    def used_as(self, role: str, dim: int) -> None:
+        """Say which side of a weight a dimension is."""
+        self.roles.setdefault(id(self.dims[dim]), role)
 
     @property
     def shape(self) -> list[int]:
