@@ -21,7 +21,8 @@ def reuters(part: str) -> tuple[list[str], list[str]]:
     if not path.exists():
         _fetch(path, INSIDE.format(part=part))
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[3:]  # names, types, roles
+        table = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [row for row in table[3:] if len(row) == 2]  # below the names, types and roles of the columns
     return [row[1] for row in rows], [row[0] for row in rows]
 
 

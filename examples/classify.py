@@ -43,6 +43,7 @@ class TopoArguments:
 
     topo_mode: str = field(default="report", metadata={"help": "report, preserve, simplify or hold"})
     topo_every: int = field(default=20, metadata={"help": "measure each this many steps"})
+    topo_budget: float = field(default=0.1, metadata={"help": "largest share of the time that measuring may take"})
     topo_record: str | None = field(default=None, metadata={"help": "file for the record; see `topoopt report`"})
 
 
@@ -80,7 +81,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
         eval_dataset=encode(test_texts[: data.max_test], test_labels),  # type: ignore[arg-type]
         processing_class=tokenizer,
         compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
-        callbacks=[TopoCallback(mode=topo.topo_mode, every=topo.topo_every, record=topo.topo_record)],
+        callbacks=[
+            TopoCallback(mode=topo.topo_mode, every=topo.topo_every, budget=topo.topo_budget, record=topo.topo_record)
+        ],
     )
     folder = Path(args.output_dir)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)

@@ -66,9 +66,9 @@ def test_lightning(run):
 
 def test_causal_lm(run):
     pytest.importorskip("transformers")
-    trainer, out = run("causal_lm", "--steps", "4", "--every", "2", "--length", "32")
-    assert out.count("lr x 1") == 2
-    assert trainer.state.global_step == 4
+    trainer, out = run("causal_lm", "--steps", "12", "--every", "2", "--length", "32", "--budget", "1")
+    assert out.count("lr x 1") >= 2
+    assert trainer.state.global_step == 12
 
 
 def test_ddp_by_torchrun(tmp_path):
