@@ -1,4 +1,4 @@
-"""What the integrations cost a run: handing a measurement to a tracker, and a fine-tuning with and without the callback.
+"""What the integrations cost: handing a measurement to a tracker, and a fine-tuning with and without the callback.
 
     python benchmarks/integrations_overhead.py --steps 40 --rounds 3
 
@@ -9,11 +9,13 @@ The trackers' column is the training thread's time; drawing and writing happen o
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,15 +93,15 @@ def trackers(rounds: int) -> None:
 
 def finetuning(steps: int, rounds: int, every: int, budget: float, folder: str) -> None:
     """Print seconds a step with and without the callback, and the ratio, run in turns; and both accuracies."""
-    import finetune_minilm
-    from _reuters import minilm, reuters
+    encode: Any = importlib.import_module("finetune_minilm").encode
+    data: Any = importlib.import_module("_reuters")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
     from topoopt.integrations.transformers import TopoCallback
 
-    names = sorted(set(reuters("train")[1]))
-    train = finetune_minilm.encode("train", names, limit=10_000)
-    test = finetune_minilm.encode("test", names, limit=200)
+    names = sorted(set(data.reuters("train")[1]))
+    train = encode("train", names, limit=10_000)
+    test = encode("test", names, limit=200)
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     accuracy: dict[str, float] = {}
     share = float("nan")
@@ -108,7 +110,7 @@ def finetuning(steps: int, rounds: int, every: int, budget: float, folder: str) 
         set_seed(0)
         callback = TopoCallback(every=every, budget=budget)
         trainer = Trainer(
-            model=AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=len(names)),
+            model=AutoModelForSequenceClassification.from_pretrained(data.minilm(), num_labels=len(names)),
             args=TrainingArguments(
                 output_dir=folder,
                 max_steps=steps,
@@ -122,7 +124,7 @@ def finetuning(steps: int, rounds: int, every: int, budget: float, folder: str) 
             ),
             train_dataset=train,  # type: ignore[arg-type]
             eval_dataset=test,  # type: ignore[arg-type]
-            processing_class=AutoTokenizer.from_pretrained(minilm()),
+            processing_class=AutoTokenizer.from_pretrained(data.minilm()),
             compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
             callbacks=[callback] if kind == "with" else [],
         )
