@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.neurons import NeuronGroup, discover, optimizer_coverage, parameter_names, select, unwrap, verify
+from topoopt.optimizer.unsharding import unsharded
 
 TOLERANCE = 1e-9
 """Largest relative change of the output, in float64, under a permutation that a symmetry may cause."""
@@ -48,7 +49,7 @@ def find_groups(
     args, kwargs = inputs
     skipped: dict[str, str] = {}
     if given is None:
-        discovery = discover(unwrap(model), *args, **kwargs)
+        discovery = discover(unsharded(unwrap(model)), *args, **kwargs)
         skipped |= {name: f"not verified: {reason}" for name, reason in discovery.unverified.items()}
         candidates = list(discovery)
     else:
@@ -75,8 +76,9 @@ def _pass_gate(
 ) -> tuple[list[NeuronGroup], dict[str, str]]:
     accepted: list[NeuronGroup] = []
     rejected: dict[str, str] = {}
+    whole = unsharded(unwrap(model))
     for group in given:
-        change = verify(unwrap(model), group, *args, **kwargs)
+        change = verify(whole, group, *args, **kwargs)
         if change <= TOLERANCE:
             accepted.append(group)
         else:

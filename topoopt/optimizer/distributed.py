@@ -14,13 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from topoopt.errors import MeasurementError
+from topoopt.errors import MeasurementError, TopoError
 
 T = TypeVar("T")
 
 
-class RankError(MeasurementError):
-    """Another rank could not measure; this one leaves with it instead of waiting for it."""
+class RankError(TopoError):
+    """Another rank could not measure; this one leaves with it instead of waiting for it.
+
+    No RuntimeError: what tries one way of measuring after another must not take it for the failure of one of them.
+    """
 
 
 def is_active() -> bool:
@@ -43,11 +46,16 @@ def all_ranks_ok(flag: bool) -> bool:
 
 
 def mean_(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the ranks, in place; one collective for each dtype and device."""
+    """Replace each tensor by its mean over the ranks, in place; one collective for each dtype and device.
+
+    Shards are left alone: each rank holds another part of them, and FSDP averages gradients where it makes them.
+    """
     if not is_active():
         return
     buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
+        if is_sharded(tensor):
+            continue
         buckets.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     world = dist.get_world_size()
     for bucket in buckets.values():
@@ -73,8 +81,12 @@ def from_rank_zero(value: T) -> T:
 
 def full(tensor: Tensor) -> Tensor:
     """Return a sharded tensor whole, gathered on every rank; any other tensor as it is."""
-    gather = getattr(tensor, "full_tensor", None)
-    return gather() if callable(gather) else tensor  # type: ignore[return-value]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of the tensor only (a DTensor)."""
+    return callable(getattr(tensor, "full_tensor", None))
 
 
 def reducer(model: nn.Module) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
