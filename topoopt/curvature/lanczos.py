@@ -1,0 +1,96 @@
+"""Both ends of a symmetric operator's spectrum by a few Lanczos steps, and a spectral radius by Arnoldi.
+
+Everything stays on the device until the small projected matrix is read, once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+Dot = Callable[[Tensor, Tensor], Tensor]
+BREAKDOWN = 1e-7
+"""A next direction shorter than this, relative to the operator's size, is rounding: the space is exhausted."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Extreme Ritz values, and a vector to start from next time."""
+
+    low: float
+    high: float
+    vector: Tensor  # unit norm: the dominant Ritz vector, with a share of the other end's
+
+
+def plain_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of two flat vectors."""
+    return torch.dot(a, b)
+
+
+def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
+    """Run `steps` products with full reorthogonalisation from `start` (flat, not zero).
+
+    The number of steps is fixed: stopping at a small residual locks onto whichever eigenvector the start was close to.
+    """
+    basis = [start / dot(start, start).sqrt()]
+    alphas, betas = [], []
+    for _ in range(steps):
+        w = operator(basis[-1])
+        alphas.append(dot(basis[-1], w))
+        for _ in range(2):  # twice is enough
+            for q in basis:
+                w = w - dot(q, w) * q
+        beta = dot(w, w).sqrt()
+        betas.append(beta)
+        basis.append(w / beta.clamp_min(torch.finfo(w.dtype).tiny))
+    diagonal, off = torch.stack([torch.stack(alphas), torch.stack(betas)]).double().cpu()
+    size = float(torch.cat([diagonal.abs(), off]).max())
+    end = next((i + 1 for i, b in enumerate(off.tolist()) if b <= BREAKDOWN * size), steps)
+    matrix = torch.diag(diagonal[:end]) + torch.diag(off[: end - 1], 1) + torch.diag(off[: end - 1], -1)
+    values, vectors = torch.linalg.eigh(matrix)
+    first, last = vectors[:, 0], vectors[:, -1]
+    main, other = (last, first) if values[-1].abs() >= values[0].abs() else (first, last)
+    weights = main + 0.1 * other if end > 1 else main
+    vector = sum(float(c) * q for c, q in zip(weights, basis))
+    assert isinstance(vector, Tensor)
+    return Ends(float(values[0]), float(values[-1]), vector / dot(vector, vector).sqrt())
+
+
+def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
+    """The same for an operator that is not symmetric: the real parts' ends, and |low| or |high| the spectral radius."""
+    basis = [start / dot(start, start).sqrt()]
+    columns = []
+    for _ in range(steps):
+        w = operator(basis[-1])
+        column = torch.zeros(len(basis) + 1, dtype=w.dtype, device=w.device)
+        for _ in range(2):
+            for i, q in enumerate(basis):
+                share = dot(q, w)
+                column[i] += share
+                w = w - share * q
+        column[-1] = dot(w, w).sqrt()
+        columns.append(column)
+        basis.append(w / column[-1].clamp_min(torch.finfo(w.dtype).tiny))
+    hessenberg = torch.zeros(steps, steps, dtype=torch.float64)
+    size, end = max(float(c.abs().max()) for c in columns), steps
+    for j, column in enumerate(columns):
+        host = column.double().cpu()
+        hessenberg[: min(j + 2, steps), j] = host[: min(j + 2, steps)]
+        if float(host[-1]) <= BREAKDOWN * size:
+            end = j + 1
+            break
+    values, vectors = torch.linalg.eig(hessenberg[:end, :end])
+    top = int(values.abs().argmax())
+    radius = float(values[top].abs())
+    weights = vectors[:, top].real
+    vector = sum(float(c) * q for c, q in zip(weights, basis))
+    assert isinstance(vector, Tensor)
+    sign = 1.0 if float(values[top].real) >= 0 else -1.0
+    others = values.real.tolist()
+    low = min([*others, sign * radius]) if sign < 0 else min(others)
+    high = max([*others, sign * radius]) if sign > 0 else max(others)
+    return Ends(low, high, vector / dot(vector, vector).sqrt())

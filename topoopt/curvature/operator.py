@@ -1,0 +1,138 @@
+"""The displacement's Jacobian as an operator on flat vectors, in one of three forms.
+
+held: w^1/2 H w^1/2 + w c + s at the preconditioner held (symmetric; `rules`). full: diag(phi'(g)) H for a coordinate-wise
+rule, phi' by a finite difference of the optimizer's own step in the gradient. black box: finite differences of the
+optimizer's own step in the weights, gradient included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from topoopt.curvature.copying import displacement
+from topoopt.curvature.engines import STEP, Engine, FiniteDifferences, moved
+from topoopt.curvature.rules import Moment, spec_of
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter lies in a flat vector."""
+
+    parameters: list[Tensor]
+    owners: list[dict] = field(repr=False)
+    """The parameter group of each."""
+
+    def flatten(self, tensors: Sequence[Tensor | float]) -> Tensor:
+        """One flat vector, in the precision of the products: at least float32."""
+        parts = []
+        for p, t in zip(self.parameters, tensors):
+            full = t if isinstance(t, Tensor) else torch.full_like(p, t, dtype=self.dtype)
+            parts.append(full.detach().to(self.dtype).expand_as(p).reshape(-1))
+        return torch.cat([part.to(parts[0].device) for part in parts])
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """Views of a flat vector, in each parameter's shape, type and place."""
+        pieces = flat.split([p.numel() for p in self.parameters])
+        return [piece.view(p.shape).to(p.device, p.dtype) for piece, p in zip(pieces, self.parameters)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64 where all parameters are, else float32."""
+        return torch.float64 if all(p.dtype is torch.float64 for p in self.parameters) else torch.float32
+
+
+def layout_of(optimizer: Optimizer) -> Layout:
+    """The parameters that can move: those that ask for a gradient, each once."""
+    parameters, owners, seen = [], [], set()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.requires_grad and id(p) not in seen and p.numel():
+                seen.add(id(p))
+                parameters.append(p)
+                owners.append(group)
+    return Layout(parameters, owners)
+
+
+@torch.no_grad()
+def rates(
+    optimizer: Optimizer, layout: Layout, gradient: Sequence[Tensor | None], *, upcoming: bool
+) -> tuple[Tensor, Tensor]:
+    """Flat w, and flat w c + s, of a recognised rule. Parameters without a gradient do not move: 0."""
+    spec = spec_of(optimizer)
+    assert spec is not None
+    weights: list[Tensor | float] = []
+    shifts: list[Tensor | float] = []
+    for p, group, grad in zip(layout.parameters, layout.owners, gradient):
+        if grad is None:
+            weights.append(0.0)
+            shifts.append(0.0)
+            continue
+        dense = grad.to_dense() if grad.layout is not torch.strided else grad
+        dense = -dense if group.get("maximize") else dense
+        decay = float(group.get("weight_decay") or 0.0)
+        coupled = 0.0 if spec.decoupled(group) else decay
+        dense = dense.add(p, alpha=coupled) if coupled else dense
+        state = optimizer.state.get(p, {})
+        rate = spec.rate(Moment(state, group, dense, upcoming or not state))
+        weights.append(rate)
+        decoupled = float(group["lr"]) * decay if spec.decoupled(group) else 0.0
+        shifts.append(rate * coupled + decoupled)
+    return layout.flatten(weights), layout.flatten(shifts)
+
+
+def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: float) -> Product:
+    """V -> (w^1/2 H w^1/2 + w c + s) v; `sign` is -1 for a loss that is maximised."""
+    root = weight.sqrt()
+
+    def product(v: Tensor) -> Tensor:
+        h = layout.flatten(engine.product(layout.unflatten(root * v)))
+        return sign * root * h + shift * v
+
+    return product
+
+
+def full(engine: Engine, layout: Layout, optimizer: Optimizer, gradient: Sequence[Tensor]) -> Product:
+    """V -> -dD/dx v with D_i = phi(g_i): phi' is taken coordinate by coordinate, in one extra step of a copy."""
+    base = layout.flatten(displacement(optimizer, layout.parameters, gradient))
+    flat = layout.flatten(list(gradient))
+    step = (1e-3 if layout.dtype is torch.float32 else 1e-6) * (flat.abs() + flat.abs().mean())
+    ahead = [a.to(g.dtype) for a, g in zip(layout.unflatten(flat + step), gradient)]
+    slope = (layout.flatten(displacement(optimizer, layout.parameters, ahead)) - base) / step
+
+    def product(v: Tensor) -> Tensor:
+        return -slope * layout.flatten(engine.product(layout.unflatten(v)))
+
+    return product
+
+
+def black_box(engine: FiniteDifferences, layout: Layout, optimizer: Optimizer) -> Product:
+    """V -> -[D(x + h v) - D(x)] / h, with D the displacement of the optimizer's own next step."""
+    base = layout.flatten(displacement(optimizer, layout.parameters, engine.gradient))
+
+    def product(v: Tensor) -> Tensor:
+        norm = math.sqrt(float(v.double().square().sum()))
+        if norm == 0:
+            return torch.zeros_like(v)
+        step = STEP.get(layout.dtype, 1e-3) / norm
+        engine.products += 1
+        with moved(layout.parameters, layout.unflatten(v), step):
+            _, gradient = engine.at()
+            ahead = layout.flatten(displacement(optimizer, layout.parameters, gradient))
+        return (base - ahead) / step
+
+    return product
+
+
+def restricted(product: Product, mask: Tensor | None) -> Product:
+    """The operator seen by a block of coordinates alone."""
+    if mask is None:
+        return product
+    return lambda v: mask * product(mask * v)

@@ -1,0 +1,123 @@
+"""Evaluating the loss on the side: whatever it changes is put back, bit for bit, and each evaluation sees the same noise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topoopt.errors import MeasurementError
+
+Loss = Callable[[], Any]
+
+
+class Probe:
+    """Runs a loss repeatedly without leaving a trace: random generators, buffers and autocast are as they were.
+
+    Dropout draws the same mask at every evaluation. BatchNorm stays in the mode it is in; its running statistics are saved
+    and put back. Data-parallel wrappers are told not to expect a backward pass.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module | None = None, seed: int = 0) -> None:
+        self._loss, self._model, self._seed = loss, model, seed
+        self.size = 0
+        """First dimension of the first tensor that enters the model: the probe's batch size."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All evaluations of one estimate happen inside."""
+        with ExitStack() as stack:
+            stack.enter_context(_random_state())
+            stack.enter_context(torch.enable_grad())
+            if self._model is not None:
+                stack.enter_context(_buffers(self._model))
+                stack.enter_context(self._batch_size(self._model))
+                for module in self._model.modules():
+                    if hasattr(module, "require_backward_grad_sync"):
+                        stack.enter_context(module.no_sync())  # type: ignore[operator]
+            else:
+                stack.enter_context(_buffers_of_whoever_runs())
+            yield
+
+    def evaluate(self) -> Tensor:
+        """Run the forward and return the scalar loss with its graph.
+
+        Raises:
+            MeasurementError: when the loss is no scalar tensor with a graph.
+        """
+        torch.manual_seed(self._seed)
+        result = self._loss()
+        loss = result if isinstance(result, Tensor) else getattr(result, "loss", result)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise MeasurementError(
+                f"loss() returned a {type(result).__name__}: return a scalar tensor or an object with .loss"
+            )
+        if not loss.requires_grad:
+            raise MeasurementError(
+                "loss() has no graph to the weights: run the forward inside it, without torch.no_grad()"
+            )
+        return loss.reshape(())
+
+    @contextmanager
+    def _batch_size(self, model: nn.Module) -> Iterator[None]:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim), None)
+            self.size = self.size if first is None else int(first.shape[0])
+
+        handle = model.register_forward_pre_hook(torch.compiler.disable(see), with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the user's legacy state is kept
+    devices = (
+        list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    )
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextmanager
+def _buffers(model: nn.Module) -> Iterator[None]:
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        _put_back(saved)
+
+
+@contextmanager
+def _buffers_of_whoever_runs() -> Iterator[None]:
+    """Without a model at hand: save each module's buffers when its forward is first called."""
+    saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def save(module: nn.Module, args: Any) -> None:
+        for buffer in module.buffers(recurse=False):
+            saved.setdefault(id(buffer), (buffer, buffer.detach().clone()))
+
+    handle = nn.modules.module.register_module_forward_pre_hook(save)
+    try:
+        yield
+    finally:
+        handle.remove()
+        _put_back(list(saved.values()))
+
+
+@torch.no_grad()
+def _put_back(saved: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in saved:
+        if not torch.equal(buffer, value) or torch.is_floating_point(buffer):
+            buffer.copy_(value)

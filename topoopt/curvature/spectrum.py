@@ -1,0 +1,241 @@
+"""r_spec: the spectral radius of the displacement's Jacobian, at the weights as they stand."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from topoopt.curvature import operator as jacobian
+from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, open_engine
+from topoopt.curvature.lanczos import arnoldi, lanczos
+from topoopt.curvature.probe import Probe
+from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
+from topoopt.errors import ConfigError, MeasurementError
+
+Block = Mapping[Tensor, Tensor]
+FORMS = ("auto", "held", "full", "black box")
+WHENS = ("last", "upcoming")
+FIRST = 10
+"""Products of an estimate without a start of its own: the gradient is a good start, but not as good as the last vector."""
+
+
+@dataclass(frozen=True)
+class SpectralEstimate:
+    """Proximity of one step to the topological critical learning rate, by its Jacobian."""
+
+    r: float
+    """max(|low|, |high|): r = eta / eta*."""
+    edge: float
+    """Edge of stability of the rule, in units of r."""
+    low: float
+    """Lowest end of the spectrum of -dD/dx, in units of r."""
+    high: float
+    """Highest end."""
+    products: int
+    vector: Tensor  # (number of weights,), unit norm: start of the next estimate
+    engine: str
+    """How products were taken."""
+    rule: str
+    """Update rule that was recognised, or "black box"."""
+    form: str
+    """ "held" (preconditioner held, symmetric form), "full" (coordinate-wise derivative) or "black box"."""
+    loss: float
+    probe_size: int
+    """Size of the probe batch; 0 when it could not be seen."""
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class Spectrum:
+    """One graph of the loss, and estimates on it: of all weights, and of blocks of them."""
+
+    def __init__(
+        self, optimizer: Optimizer, probe: Probe, engine: Engine, layout: jacobian.Layout, form: str, products: Any,
+        notes: tuple[str, ...], gradient: Sequence[Tensor | None],
+    ) -> None:  # fmt: skip
+        self.optimizer, self.probe, self.engine, self.layout = optimizer, probe, engine, layout
+        self.form, self.notes, self._product = form, notes, products
+        self.rule, self.edge = recognise(optimizer)
+        self.gradient = gradient
+
+    def estimate(
+        self, *, products: int = 8, start: Tensor | None = None, block: Block | None = None, seed: int = 0
+    ) -> SpectralEstimate:
+        """Estimate r, of all weights or of a block of them, in a fixed number of products."""
+        began = time.perf_counter()
+        mask = None if block is None else self._mask(block)
+        count = products if start is not None else max(products, FIRST)
+        first = self._start(start, mask, seed)
+        run = lanczos if self.form == "held" else arnoldi
+        before = self.engine.products
+        ends = run(jacobian.restricted(self._product, mask), first, min(count, first.numel()))
+        loss = float(self.engine.loss)
+        r = max(abs(ends.low), abs(ends.high))
+        bad = not (math.isfinite(r) and math.isfinite(loss))
+        return SpectralEstimate(
+            r=math.nan if bad else r,
+            edge=self.edge,
+            low=ends.low,
+            high=ends.high,
+            products=self.engine.products - before,
+            vector=ends.vector,
+            engine=self.engine.name,
+            rule=self.rule,
+            form=self.form,
+            loss=loss,
+            probe_size=self.probe.size,
+            notes=(*self.notes, *(("the loss or its curvature is not finite",) if bad else ())),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _mask(self, block: Block) -> Tensor:
+        own = {id(p): mask for p, mask in block.items()}
+        masks = [own.get(id(p), torch.zeros_like(p, dtype=torch.bool)) for p in self.layout.parameters]
+        return self.layout.flatten([m.to(p.device) for m, p in zip(masks, self.layout.parameters)])
+
+    def _start(self, start: Tensor | None, mask: Tensor | None, seed: int) -> Tensor:
+        """The last vector, or the gradient; with a little noise, so that no direction is shut out for good."""
+        generator = torch.Generator().manual_seed(seed)
+        base = self.layout.flatten([0.0 if g is None else g for g in self.gradient])
+        if start is not None and start.numel() == base.numel():
+            base = start.to(base)
+        noise = torch.randn(base.numel(), generator=generator).to(base)
+        if mask is not None:
+            base, noise = base * mask, noise * mask
+        size = base.norm()
+        base = torch.where(size > 0, base / size.clamp_min(1e-30), 0.0)
+        return base + 1e-3 * noise / noise.norm().clamp_min(1e-30)
+
+
+@contextmanager
+def opened(
+    optimizer: Optimizer,
+    loss: Callable[[], Any],
+    *,
+    engine: str = "auto",
+    when: str = "last",
+    form: str = "auto",
+    seed: int = 0,
+    reduce: Reduce | None = None,
+    grads: str = "auto",
+    model: nn.Module | None = None,
+) -> Iterator[Spectrum]:
+    """Evaluate the loss once and give estimates on it; everything the probe touched is put back at the end."""
+    _check(when, form)
+    layout = jacobian.layout_of(optimizer)
+    if not layout.parameters:
+        raise MeasurementError("the optimizer holds no parameter that asks for a gradient")
+    if has_no_lipschitz_constant(optimizer):
+        name = type(optimizer).__name__
+        raise MeasurementError(f"{name} takes signs: its displacement has no Lipschitz constant, so r is not defined")
+    chosen = ("held" if spec_of(optimizer) is not None else "black box") if form == "auto" else form
+    if chosen == "held" and spec_of(optimizer) is None:
+        raise ConfigError(f'form="held" needs a recognised rule; {type(optimizer).__name__} is none: use "black box"')
+    probe = Probe(loss, model, seed)
+    with probe.running():
+        name = FiniteDifferences.name if chosen == "black box" and engine == "auto" else engine
+        started = open_engine(name, probe, layout.parameters, reduce)
+        yield _spectrum(optimizer, probe, started, layout, chosen, upcoming=when == "upcoming", grads=grads)
+
+
+def proximity(
+    optimizer: Optimizer,
+    loss: Callable[[], Any],
+    *,
+    products: int = 8,
+    start: Tensor | None = None,
+    engine: str = "auto",
+    when: str = "last",
+    block: Block | None = None,
+    form: str = "auto",
+    seed: int = 0,
+    reduce: Reduce | None = None,
+    grads: str = "auto",
+    model: nn.Module | None = None,
+) -> SpectralEstimate:
+    """Estimate r = eta / eta* of a step; reads the optimizer and changes nothing, not even `.grad`.
+
+    Args:
+        optimizer: any torch optimizer; its learning rates, state and weight decay enter as they are.
+        loss: runs a forward and returns a scalar tensor or an object with `.loss`.
+        products: Jacobian products to spend; without `start` at least 10.
+        start: `vector` of an earlier estimate.
+        engine: "auto", or a name in `engines.ENGINES`.
+        when: "last" (preconditioner as it stands) or "upcoming" (as it will stand in the next step, `.grad` taken in).
+        block: {parameter: bool mask}: restrict the Jacobian to those weights.
+        form: "auto" ("held" for a recognised rule, else "black box"), "held", "full" or "black box".
+        seed: of the probe's noise and of the start's.
+        reduce: averages a list of tensors over ranks in place.
+        grads: where an upcoming step's gradient comes from: "auto" (`.grad`, else the probe's) or "probe".
+        model: its buffers are guarded; without it, those of every module that runs in the probe.
+
+    Raises:
+        MeasurementError: when the loss has no graph, the rule no Lipschitz constant, or no engine works.
+        ConfigError: for an unknown option.
+
+    Source: Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670 (r = eta K, K the Lipschitz constant of the update), taken
+    locally; Cohen et al. 2022 for the preconditioned form.
+    """
+    began = time.perf_counter()
+    options = {"engine": engine, "when": when, "form": form, "seed": seed, "reduce": reduce, "grads": grads}
+    with opened(optimizer, loss, model=model, **options) as spectrum:  # type: ignore[arg-type]
+        found = spectrum.estimate(products=products, start=start, block=block, seed=seed)
+    return SpectralEstimate(**{**vars(found), "seconds": time.perf_counter() - began})
+
+
+def _spectrum(
+    optimizer: Optimizer,
+    probe: Probe,
+    engine: Engine,
+    layout: jacobian.Layout,
+    form: str,
+    *,
+    upcoming: bool,
+    grads: str,
+) -> Spectrum:
+    gradient, source = _gradient(layout, engine, grads)
+    notes = [f"the step's gradient is the probe's, {source}"] if source else []
+    sign = -1.0 if all(group.get("maximize") for group in layout.owners) else 1.0
+    if form == "held":
+        weight, shift = jacobian.rates(optimizer, layout, gradient, upcoming=upcoming)
+        product = jacobian.held(engine, layout, weight, shift, sign)
+    elif form == "full":
+        notes.append("the full derivative of the coordinate-wise rule, not the preconditioner held")
+        product = jacobian.full(engine, layout, optimizer, [_dense(g, p) for g, p in zip(gradient, layout.parameters)])
+    else:
+        notes.append("black box: finite differences of the optimizer's own step, spectral radius by Arnoldi")
+        if not isinstance(engine, FiniteDifferences):
+            raise ConfigError('form="black box" needs an engine by finite differences')
+        product = jacobian.black_box(engine, layout, optimizer)
+    if isinstance(engine, FiniteDifferences) and form == "held":
+        notes.append("products by finite differences, which see the kinks of ReLU networks that autograd does not")
+    return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient)
+
+
+def _gradient(layout: jacobian.Layout, engine: Engine, grads: str) -> tuple[list[Tensor | None], str]:
+    """The gradient of the step, and why it is the probe's where it is."""
+    own = [p.grad for p in layout.parameters]
+    if grads == "auto" and any(grad is not None for grad in own):
+        return own, ""
+    return list(engine.gradient), "which was asked for" if grads == "probe" else "since .grad is empty"
+
+
+def _dense(grad: Tensor | None, parameter: Tensor) -> Tensor:
+    if grad is None:
+        return torch.zeros_like(parameter)
+    return grad.to_dense() if grad.layout is not torch.strided else grad
+
+
+def _check(when: str, form: str) -> None:
+    if when not in WHENS:
+        raise ConfigError(f"when={when!r} is not known: give one of {', '.join(WHENS)}")
+    if form not in FORMS:
+        raise ConfigError(f"form={form!r} is not known: give one of {', '.join(FORMS)}")

@@ -1,0 +1,79 @@
+"""Estimates along a run: warm starts, the engine that worked, and a cold restart now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from topoopt.curvature.engines import Reduce
+from topoopt.curvature.spectrum import Block, SpectralEstimate, Spectrum, opened
+
+RESTART = 20
+"""Every so many estimates start cold: a warm start can follow an eigenvector that is no longer the largest."""
+
+
+class Tracked:
+    """Estimates on one graph, the first of all weights, with what the tracker remembers."""
+
+    def __init__(self, tracker: SpectralTracker, spectrum: Spectrum) -> None:
+        self._tracker, self.spectrum = tracker, spectrum
+
+    def estimate(self, products: int | None = None) -> SpectralEstimate:
+        """r of all weights, from the last estimate's vector."""
+        return self._tracker._estimate(self.spectrum, products)
+
+    def block(self, block: Block, products: int | None = None) -> SpectralEstimate:
+        """r of a block of weights, from the part of the last vector that lies in it."""
+        start, count = self._tracker._vector, products or self._tracker.products
+        return self.spectrum.estimate(products=count, start=start, block=block, seed=self._tracker.seed)
+
+
+class SpectralTracker:
+    """Estimates r again and again while a model trains."""
+
+    def __init__(self, optimizer: Optimizer, products: int = 8, engine: str = "auto", seed: int = 0) -> None:
+        self.optimizer, self.products, self.seed = optimizer, products, seed
+        self._engine = engine
+        self._vector: Tensor | None = None
+        self._count = 0
+
+    @contextmanager
+    def open(
+        self,
+        loss: Callable[[], Any],
+        *,
+        when: str = "upcoming",
+        grads: str = "auto",
+        reduce: Reduce | None = None,
+        model: nn.Module | None = None,
+    ) -> Iterator[Tracked]:
+        """Evaluate the loss once; see `spectrum.proximity` for the arguments. The engine that works is remembered."""
+        options = {"when": when, "grads": grads, "reduce": reduce, "model": model, "seed": self.seed}
+        with opened(self.optimizer, loss, engine=self._engine, **options) as spectrum:  # type: ignore[arg-type]
+            self._engine = spectrum.engine.name
+            yield Tracked(self, spectrum)
+
+    def estimate(self, loss: Callable[[], Any], *, block: Block | None = None, **options: Any) -> SpectralEstimate:
+        """One estimate on a graph of its own."""
+        with self.open(loss, **options) as tracked:
+            return tracked.estimate() if block is None else tracked.block(block)
+
+    def _estimate(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
+        cold = self._vector is None or self._count % RESTART == 0
+        count, start = products or self.products, None if cold else self._vector
+        found = spectrum.estimate(products=count, start=start, seed=self.seed + self._count)
+        self._count += 1
+        self._vector = found.vector if found.r == found.r else None
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and a tensor."""
+        return {"engine": self._engine, "vector": self._vector, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._engine, self._vector, self._count = state["engine"], state["vector"], int(state["count"])
