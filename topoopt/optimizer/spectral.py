@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
-from topoopt.curvature import SpectralTracker, field_proximity, recognise
+from topoopt.curvature import SpectralTracker, Tracked, field_of, recognise
 from topoopt.neurons import NeuronGroup, unwrap
 from topoopt.optimizer import distributed
 
@@ -60,28 +60,26 @@ class Spectral:
             )
         # A closure computes this step's gradients after us: what lies in .grad is the last step's.
         grads = "probe" if closure_given else "auto"
-        options: dict[str, Any] = {"when": "upcoming", "grads": grads, "reduce": distributed.reducer(model)}
-        estimate = self._tracker.estimate(loss, **options)
-        return SpectralReading(
-            r=estimate.r,
-            edge=estimate.edge,
-            low=estimate.low,
-            high=estimate.high,
-            field=self._field(loss, model, groups, options),
-            loss=estimate.loss,
-            rule=estimate.rule,
-            engine=estimate.engine,
-            products=estimate.products,
-            probe=estimate.probe_size,
-            notes=tuple(estimate.notes),
-            nonfinite=not math.isfinite(estimate.loss),
-            reason="" if math.isfinite(estimate.r) else "; ".join(estimate.notes) or "the estimate is not finite",
-            group=self._one_group(loss, model, groups, options),
-        )
+        with self._tracker.open(loss, grads=grads, reduce=distributed.reducer(model), model=model) as tracked:
+            estimate = tracked.estimate()
+            return SpectralReading(
+                r=estimate.r,
+                edge=estimate.edge,
+                low=estimate.low,
+                high=estimate.high,
+                field=self._field(tracked, model, groups),
+                loss=estimate.loss,
+                rule=estimate.rule,
+                engine=estimate.engine,
+                products=estimate.products,
+                probe=estimate.probe_size,
+                notes=estimate.notes,
+                nonfinite=not math.isfinite(estimate.loss),
+                reason="" if math.isfinite(estimate.r) else "; ".join(estimate.notes) or "the estimate is not finite",
+                group=self._one_group(tracked, model, groups),
+            )
 
-    def _one_group(
-        self, loss: Callable[[], Any], model: nn.Module, groups: list[NeuronGroup], options: dict[str, Any]
-    ) -> tuple[str, float] | None:
+    def _one_group(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> tuple[str, float] | None:
         """Block-restricted proximity of the next group in turn: which layer is nearest its critical point."""
         if not self._config.per_group or not groups:
             return None
@@ -89,14 +87,13 @@ class Spectral:
         self._turn += 1
         parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
         block = {parameters[name]: mask for name, mask in group.masks(model).items()}
-        return group.name, self._tracker.estimate(loss, block=block, **options).r
+        return group.name, tracked.block(block).r
 
-    def _field(
-        self, loss: Callable[[], Any], model: nn.Module, groups: list[NeuronGroup], options: dict[str, Any]
-    ) -> float:
+    def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> float:
         if not self._config.field or not groups:
             return math.nan
-        return max(field_proximity(self._optimizer, loss, group.indices(model), **options) for group in groups)
+        parameters = list(unwrap(model).parameters())
+        return max(field_of(tracked.spectrum, group.indices(model), parameters) for group in groups)
 
     def state_dict(self) -> dict[str, Any]:
         """The warm start and whose turn it is."""

@@ -1,0 +1,117 @@
+"""Steering in a run: the factors recorded are the factors applied, and a resumed run steers as the unbroken one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import LambdaLR
+from training_problems import Problem, same
+
+from topoopt import Hold, Phase, Preserve, Schedule, Simplify
+
+POLICIES = [Preserve(0.5), Simplify(), Hold(0.3), Schedule({0: Simplify(), 8: Preserve(0.5)})]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_steered_run_is_the_bare_run_with_the_same_factors(policy, kind, wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(kind(problem.model.parameters(), lr=0.3), problem, mode=policy)
+    factors: list[float] = []
+    train(problem, topo, 20, after=lambda _: factors.append(topo.lr_scale))
+    assert len(set(factors)) > 1
+
+    bare = Problem()
+    optimizer = kind(bare.model.parameters(), lr=0.3)
+    for factor in factors:
+        bare.model.zero_grad()
+        bare.loss().backward()
+        optimizer.param_groups[0]["lr"] = 0.3 * factor
+        optimizer.step()
+    assert same(problem.weights(), bare.weights())
+
+
+def test_preserve_measures_before_the_first_step_and_keeps_r(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=50.0), problem, mode="preserve", every=1)
+    phases: list[Phase] = []
+    train(problem, topo, 30, after=lambda _: phases.append(topo.phase))
+    assert set(phases) == {Phase.CONSTRAINED}
+    assert topo.proximity <= 0.9 + 1e-6
+
+
+def test_simplify_holds_the_edge(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=0.05), problem, mode=Simplify(), every=1)
+    near: list[float] = []
+    train(problem, topo, 60, after=lambda _: near.append(topo.proximity / 2.0))
+    assert sum(0.8 < r < 1.2 for r in near[20:]) > 20
+
+
+def test_a_jump_of_the_users_rate_is_measured_before_it_acts(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=0.01), problem, mode="preserve", every=1000)
+    train(problem, topo, 6)
+    assert topo.lr_scale == 1.0
+    topo.param_groups[0]["lr"] = 100.0
+    train(problem, topo, 1)
+    assert topo.lr_scale < 0.5
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_resumed_run_steers_as_the_unbroken_one(policy, wrap, train) -> None:
+    def begin(problem: Problem):
+        topo = wrap(Adam(problem.model.parameters(), lr=0.1), problem, mode=policy, every=3, homology=1)
+        return topo, LambdaLR(topo, lambda step: 1 / (1 + step / 10))
+
+    def go(problem: Problem, topo, scheduler, steps: int) -> list[tuple]:
+        log = []
+        for _ in range(steps):
+            train(problem, topo, 1)
+            scheduler.step()
+            log.append((topo.lr_scale, topo.proximity, topo.measured))
+        return log
+
+    unbroken = Problem()
+    topo, scheduler = begin(unbroken)
+    go(unbroken, topo, scheduler, 10)
+    weights, state = unbroken.weights(), copy.deepcopy(topo.state_dict())
+    ahead = scheduler.state_dict()
+    expected = go(unbroken, topo, scheduler, 10)
+
+    resumed = Problem()
+    again, rescheduler = begin(resumed)
+    resumed.model.load_state_dict(weights)
+    again.load_state_dict(state)
+    rescheduler.load_state_dict(ahead)
+    assert repr(go(resumed, again, rescheduler, 10)) == repr(expected)
+    assert same(unbroken.weights(), resumed.weights())
+
+
+def test_strict_certifies_every_step(wrap) -> None:
+    """A rate that would throw neurons across each other is cut down before anyone sees the weights."""
+    problem = Problem()
+    with torch.no_grad():  # two near twins
+        problem.model[0].weight[1] = problem.model[0].weight[0] + 1e-4  # type: ignore[index]
+        problem.model[0].bias[1] = problem.model[0].bias[0]  # type: ignore[index]
+        problem.model[2].weight[:, 1] = problem.model[2].weight[:, 0] + 1e-4  # type: ignore[index]
+    topo = wrap(SGD(problem.model.parameters(), lr=200.0), problem, mode=Preserve(1000.0), strict=True, every=1)
+    topo.example_inputs = ((problem.x,), {})
+    for _ in range(3):
+        problem.model.zero_grad()
+        problem.loss().backward()
+        topo.step()
+        assert topo.last is not None
+        assert all(group.certified for group in topo.last.groups.values())
+    assert topo.last is not None
+    assert topo.last.counts["shortened_steps"] > 0
+
+
+def test_readings_grow_rarer_when_nothing_moves(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=1e-6), problem, mode=Preserve(interval=4), every=1000)
+    train(problem, topo, 64)
+    assert topo.topo_state_dict()["steering"]["readings"] <= 8
