@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topoopt.geometry.distances import as_points
+from topoopt.errors import MeasurementError
+from topoopt.geometry.cloud import CHUNK, as_points, refuse_nonfinite
 
 TOLERANCE = 1e-2
-"""Of the root-mean-square norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
+"""Of the median norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
 
 
 @dataclass(frozen=True)
 class Degeneracy:
-    """Counts of neurons, with the tolerances used (absolute distances, in the units of the weights)."""
+    """Counts of neurons, with the tolerances used, in units of the median norm."""
 
     vanishing: int
+    """Neurons with norm <= vanishing_tolerance * median norm."""
     twins: int
+    """Neurons that have another within twin_tolerance * median norm."""
     unresolved_twins: int
     """Neurons whose nearest other is closer than rounding in the storage dtype can tell."""
     vanishing_tolerance: float
@@ -27,25 +30,42 @@ class Degeneracy:
 
 
 @torch.no_grad()
-def degeneracy(points: Tensor, distances: Tensor, tolerance: float = TOLERANCE) -> Degeneracy:
-    """Count vanishing and twin neurons of points (n, d) with distances (n, n).
+def degeneracy(
+    points: Tensor, distances: Tensor, *, vanishing_tolerance: float = TOLERANCE, twin_tolerance: float = TOLERANCE
+) -> Degeneracy:
+    """Count vanishing and twin neurons of points (n, d), in the dtype they are stored in, with their distances (n, n).
 
-    The scale is the root mean square of the norms: unlike the median it does not vanish with the neurons when most of
-    them do.
+    Raises:
+        MeasurementError: for distances of another shape, and for NaN or infinite points, naming the rows.
     """
-    n = points.shape[0]
-    norms = as_points(points).norm(dim=1)
-    scale = norms.square().mean().sqrt()
-    off_diagonal = distances + torch.diag(distances.new_full((n,), math.inf))
-    nearest = off_diagonal.min(dim=1).values if n > 1 else norms.new_full((n,), math.inf)
-    resolution = torch.finfo(points.dtype).eps * norms
-    counts = torch.stack(
+    n = len(points)
+    if distances.shape != (n, n):
+        raise MeasurementError(f"{n} points have distances of shape ({n}, {n}), not {tuple(distances.shape)}")
+    if not n:
+        return Degeneracy(0, 0, 0, vanishing_tolerance, twin_tolerance)
+    norms = torch.linalg.vector_norm(as_points(points), dim=1)
+    nearest, median = nearest_other(distances), norms.median()
+    resolution = torch.finfo(points.dtype).eps * norms  # half an eps of each neuron, in every component
+    vanishing, twins, unresolved, size = torch.stack(
         [
-            (norms <= tolerance * scale).sum().double(),
-            (nearest <= tolerance * scale).sum().double(),
-            (nearest <= resolution).sum().double(),
-            scale.double(),
+            (norms <= vanishing_tolerance * median).sum().to(norms.dtype),
+            (nearest <= twin_tolerance * median).sum().to(norms.dtype),
+            (nearest <= resolution).sum().to(norms.dtype),
+            norms.sum(),
         ]
-    )
-    vanishing, twins, unresolved, size = counts.tolist()
-    return Degeneracy(int(vanishing), int(twins), int(unresolved), tolerance * size, tolerance * size)
+    ).tolist()
+    if not math.isfinite(size):
+        refuse_nonfinite(points)
+    return Degeneracy(int(vanishing), int(twins), int(unresolved), vanishing_tolerance, twin_tolerance)
+
+
+def nearest_other(distances: Tensor) -> Tensor:
+    """Distance of every point's nearest other: (n, n) -> (n,); inf for a single point. Copies `cloud.CHUNK` numbers."""
+    n = distances.shape[0]
+    rows = max(1, CHUNK["cpu" if distances.device.type == "cpu" else "cuda"] // n)
+    nearest = []
+    for start in range(0, n, rows):
+        strip = distances[start : start + rows].clone()
+        strip.diagonal(start).fill_(math.inf)
+        nearest.append(strip.amin(dim=1))
+    return torch.cat(nearest)

@@ -1,29 +1,32 @@
 """What a step does to the distances between neurons: gain, lower and upper distortion, contraction.
 
-With x the points before, D the displacement and a pair (i, j): u = x_i - x_j, v = D_i - D_j,
-gain g = |v| / |u|, contraction c = -<v, u> / |u|^2, and the ratio of the distances after and before is
-sqrt(1 - 2 c + g^2). Written this way, in the displacement, small steps do not cancel: the ratio is right to the
-rounding of D, not of x. Source: Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670, Lemmas 2 and 4, for this step's pairs.
+With D the displacement and a pair (i, j): u = x_i - x_j, v = D_i - D_j, gain g = |v| / |u|, contraction
+c = -<v, u> / |u|^2, and the ratio of the distances after and before is sqrt(1 - 2 c + g^2). Written this way, in the
+displacement, small steps do not cancel: the ratio is right to the rounding of D, not of x.
+Source: Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670, Lemmas 2 and 4, for this step's pairs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.distances import CHUNK, TRUST, as_points, full_precision, inner_pairs
+from topoopt.geometry.cloud import Cloud, as_points, untrusted
+from topoopt.geometry.extremes import Extremes, Pair
+from topoopt.geometry.precision import full_precision
 
 MERGED = 1e-3
-"""Squared ratios below this are computed again from the differences: there 1 - 2 c + g^2 itself cancels."""
+"""Squared ratios below this are taken from the distances after the step: there 1 - 2 c + g^2 itself cancels."""
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """What a map of n points did to their pairwise distances."""
+    """What a map of n points did to their pairwise distances. Each extreme's value is exact for the pair named."""
 
     lower: float
     """min over pairs of |x_i' - x_j'| / |x_i - x_j|."""
@@ -40,7 +43,10 @@ class Distortion:
 
     @property
     def certified(self) -> bool:
-        """Whether gain < 1: the step was then bi-Lipschitz with constants in [1 - gain, 1 + gain], without any assumption."""
+        """Whether gain < 1: the step was then bi-Lipschitz with constants in [1 - gain, 1 + gain].
+
+        It is a fact of these points and needs no assumption; on the straight way between them no two ever met.
+        """
         return self.gain < 1.0
 
 
@@ -52,101 +58,114 @@ IDENTITY = Distortion(1.0, 1.0, 0.0, 0.0, (-1, -1), (-1, -1), (-1, -1), (-1, -1)
 def compare(before: Tensor, after: Tensor) -> Distortion:
     """Compare a cloud with itself a step later: (n, d), (n, d) -> `Distortion`.
 
-    Streams over blocks of rows: holds both clouds, the displacement and a few times `CHUNK` numbers, never (n, n).
+    Streams over strips of rows: never holds (n, n), but three clouds beside those given and a few times `cloud.CHUNK`
+    numbers. The pairs are chosen to about 1e-4 of the values, which are then computed again in float64.
     Neurons that coincide before and after count as unmoved (they stay together at any rate); a pair that coincides
     before and not after has an infinite gain and ratio: no Lipschitz rule does that.
 
     Raises:
-        MeasurementError: for clouds of different shapes.
+        MeasurementError: for clouds of different shapes, or with NaN or infinite entries, naming the rows.
     """
+    x, y = _same_shape(before, after)
+    if len(x) < 2:
+        return IDENTITY
+    step = _Step(x, y)
+    lower, upper, gain, contraction = Extremes("min"), Extremes("max"), Extremes("max"), Extremes("max")
+    with full_precision(x):
+        for rows in step.cloud.strips():
+            ratios2, gains2, contractions = step.strip(rows)
+            lower.see(rows.start, ratios2)
+            upper.see(rows.start, ratios2)
+            gain.see(rows.start, gains2)
+            contraction.see(rows.start, contractions)
+    exact = [Pair(x, y, *extreme.place) for extreme in (lower, upper, gain, contraction)]
+    return Distortion(
+        exact[0].ratio, exact[1].ratio, exact[2].gain, exact[3].contraction, *(pair.indices for pair in exact)
+    )
+
+
+@torch.no_grad()
+def ratios(before: Tensor, after: Tensor, *, distances: Tensor | None = None) -> tuple[float, float]:
+    """(min, max) over pairs of |x_i' - x_j'| / |x_i - x_j|, as `compare` defines it, at two thirds of its price.
+
+    With the `distances` (n, n) of `after` at hand it is one third. Meant for windows of many steps: it looks at distances,
+    not at the displacement, and so cannot tell ratios that differ by less than about 1e-4 from each other.
+
+    Raises:
+        MeasurementError: as `compare` does.
+    """
+    x, y = _same_shape(before, after)
+    if len(x) < 2:
+        return 1.0, 1.0
+    first = Cloud(x)
+    last = Cloud(y) if distances is None else None
+    lower, upper = Extremes("min"), Extremes("max")
+    with full_precision(x):
+        for rows in first.strips():
+            squares = first.squares(rows)
+            if last is not None:
+                ratios2 = last.squares(rows).div_(squares)
+            else:
+                assert distances is not None
+                ratios2 = distances[rows, rows.start :].square().div_(squares)
+            ratios2.nan_to_num_(nan=1.0, posinf=math.inf)  # 0 / 0: together before and after
+            lower.see(rows.start, ratios2)
+            upper.see(rows.start, ratios2)
+    return Pair(x, y, *lower.place).ratio, Pair(x, y, *upper.place).ratio
+
+
+def _same_shape(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     if before.shape != after.shape:
         raise MeasurementError(
-            f"clouds of shapes {tuple(before.shape)} and {tuple(after.shape)}: give the same neurons"
+            f"clouds of shapes {tuple(before.shape)} and {tuple(after.shape)}: give the same neurons, before and after"
         )
-    x = as_points(before)
-    displacement = (as_points(after) - x).contiguous()
-    if x.shape[0] < 2:
-        return IDENTITY
-    x = x - x.mean(dim=0)
-    displacement = displacement - displacement.mean(dim=0)
-    best = _Extremes()
-    rows = max(1, CHUNK // x.shape[0])
-    with full_precision(x):
-        for start in range(0, x.shape[0], rows):
-            best.add(start, *_block(x, displacement, start, min(start + rows, x.shape[0])))
-    return best.result(x.shape[0])
+    return as_points(before), as_points(after)
 
 
-def ratios(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """(min, max) over pairs of |x_i' - x_j'| / |x_i - x_j|."""
-    moved = compare(before, after)
-    return moved.lower, moved.upper
+class _Step:
+    """The clouds before and after a step, its displacement, and the one matrix that their inner products come from.
 
+    <u, v> is had from |u + v|^2 = |u|^2 + 2 <u, v> + |v|^2 at the price of one symmetric product instead of two others.
+    x and D are scaled to the same size first: neither part then drowns the other.
+    """
 
-def _block(x: Tensor, displacement: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared ratio, squared gain and contraction of rows start..stop against all: three (rows, n) tensors."""
-    rows = slice(start, stop)
-    xb, db = x[rows], displacement[rows]
-    xx, dd = x.square().sum(1), displacement.square().sum(1)
-    xd = (x * displacement).sum(1)
-    norms = xx[rows, None] + xx[None, :]
-    u2 = (norms - 2 * (xb @ x.T)).clamp_min_(0)
-    v2 = (dd[rows, None] + dd[None, :] - 2 * (db @ displacement.T)).clamp_min_(0)
-    uv = xd[rows, None] + xd[None, :] - xb @ displacement.T - db @ x.T
+    def __init__(self, before: Tensor, after: Tensor) -> None:
+        self.cloud = Cloud(before)
+        self._after = after
+        self._displacement = Cloud(after - before)
+        self._mixture = self.cloud.mixed_with(self._displacement)
+        self._unit = self.cloud.scale / self._displacement.scale  # of |v| / |u| in the clouds' scales
 
-    i, j = (u2 < TRUST[x.dtype] * norms).nonzero(as_tuple=True)
-    u2[i, j] = inner_pairs(x, x, i + start, j)
-    v2[i, j] = inner_pairs(displacement, displacement, i + start, j)
-    uv[i, j] = inner_pairs(x, displacement, i + start, j)
+    @cached_property
+    def _last(self) -> Cloud:
+        return Cloud(self._after)
 
-    gain2, contraction = v2 / u2, -uv / u2
-    ratio2 = 1 - 2 * contraction + gain2
-    i, j = (ratio2 < MERGED).nonzero(as_tuple=True)
-    after = x + displacement
-    ratio2[i, j] = inner_pairs(after, after, i + start, j) / u2[i, j]
+    def strip(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared ratio, squared gain (times a constant) and contraction of the pairs above the diagonal of a strip."""
+        u2, sums = self.cloud.gram_squares(rows)
+        v2, _ = self._displacement.gram_squares(rows)
+        inner, _ = self._mixture.gram_squares(rows)
+        inner.sub_(u2).sub_(v2).div_(2)
+        i, j = untrusted(u2, sums)
+        for matrix, neutral in ((u2, 1.0), (v2, 0.0), (inner, 0.0)):  # on and below the diagonal nothing is meant
+            corner = matrix[:, : matrix.shape[0]]
+            corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), neutral)
+        u2[i, j], v2[i, j], inner[i, j] = self._exact(i + rows.start, j + rows.start)
 
-    together = u2 == 0
-    apart = v2 > 0
-    gain2 = torch.where(together, torch.where(apart, math.inf, 0.0), gain2)
-    ratio2 = torch.where(together, torch.where(apart, math.inf, 1.0), ratio2)
-    contraction = torch.where(together, 0.0, contraction)
-    return ratio2, gain2, contraction
+        gains2 = v2.clamp_min_(0).div_(u2).nan_to_num_(nan=0.0, posinf=math.inf)  # 0 / 0: together before and after
+        contractions = inner.div_(u2).mul_(-self._unit).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+        ratios2 = (gains2 * self._unit).mul_(self._unit).add_(1).sub_(contractions, alpha=2)
+        ratios2.nan_to_num_(nan=math.inf, posinf=math.inf)
+        if bool((ratios2 < MERGED).any()):
+            ratios2 = torch.where(ratios2 < MERGED, self._last.squares(rows) / u2, ratios2)
+        return ratios2, gains2, contractions
 
-
-class _Extremes:
-    """Running extremes over blocks, kept on the device until the end."""
-
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-        self._places: list[Tensor] = []
-
-    def add(self, start: int, ratio2: Tensor, gain2: Tensor, contraction: Tensor) -> None:
-        n = ratio2.shape[1]
-        diagonal = torch.arange(ratio2.shape[0], device=ratio2.device)
-        columns = diagonal + start
-        values, places = [], []
-        for matrix, sign in ((ratio2, -1.0), (ratio2, 1.0), (gain2, 1.0), (contraction, 1.0)):
-            signed = matrix * sign
-            signed[diagonal, columns] = -math.inf
-            value, place = signed.flatten().max(dim=0)
-            values.append(value)
-            places.append(place + start * n)
-        self._values.append(torch.stack(values))
-        self._places.append(torch.stack(places))
-
-    def result(self, n: int) -> Distortion:
-        """One copy to the host."""
-        values, blocks = torch.stack(self._values).max(dim=0)
-        places = torch.stack(self._places).gather(0, blocks[None])[0]
-        lower, upper, gain, contraction = values.double().tolist()
-        pairs = [(place // n, place % n) for place in places.tolist()]
-        return Distortion(
-            lower=math.sqrt(max(0.0, -lower)),
-            upper=math.sqrt(max(0.0, upper)),
-            gain=math.sqrt(max(0.0, gain)),
-            contraction=contraction,
-            lower_pair=pairs[0],
-            upper_pair=pairs[1],
-            gain_pair=pairs[2],
-            contraction_pair=pairs[3],
-        )
+    def _exact(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """|u|^2, |v|^2 and <u, v> of pairs from their differences, in the clouds' scales: three (m,)."""
+        u2, v2, inner = self.cloud.norms.new_empty(3, len(i))
+        for part in self.cloud.pairs(len(i)):
+            u = self.cloud.points[i[part]] - self.cloud.points[j[part]]
+            v = (self._after[i[part]] - self._after[j[part]]).sub_(u).mul_(self._displacement.scale)
+            u.mul_(self.cloud.scale)
+            u2[part], v2[part], inner[part] = u.square().sum(1), v.square().sum(1), (u * v).sum(1)
+        return u2, v2, inner
