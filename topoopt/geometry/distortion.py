@@ -60,8 +60,9 @@ def compare(before: Tensor, after: Tensor) -> Distortion:
 
     Streams over strips of rows: never holds (n, n), but three clouds beside those given and a few times `cloud.CHUNK`
     numbers. The pairs are chosen to about 1e-4 of the values, which are then computed again in float64.
-    Neurons that coincide before and after count as unmoved (they stay together at any rate); a pair that coincides
-    before and not after has an infinite gain and ratio: no Lipschitz rule does that.
+    Neurons that coincide before and after (they stay together at any rate: Lemma 1) are left out; where all do, the
+    result is that of a step that does nothing. A pair that coincides before and not after has an infinite gain and
+    ratio: no Lipschitz rule does that.
 
     Raises:
         MeasurementError: for clouds of different shapes, or with NaN or infinite entries, naming the rows.
@@ -74,10 +75,11 @@ def compare(before: Tensor, after: Tensor) -> Distortion:
     with full_precision(x):
         for rows in step.cloud.strips():
             ratios2, gains2, contractions = step.strip(rows)
-            lower.see(rows.start, ratios2)
-            upper.see(rows.start, ratios2)
-            gain.see(rows.start, gains2)
-            contraction.see(rows.start, contractions)
+            together = gains2.isnan().nonzero(as_tuple=True)
+            lower.see(rows.start, ratios2, together)
+            upper.see(rows.start, ratios2, together)
+            gain.see(rows.start, gains2, together)
+            contraction.see(rows.start, contractions, together)
     exact = [Pair(x, y, *extreme.place) for extreme in (lower, upper, gain, contraction)]
     return Distortion(
         exact[0].ratio, exact[1].ratio, exact[2].gain, exact[3].contraction, *(pair.indices for pair in exact)
@@ -88,8 +90,8 @@ def compare(before: Tensor, after: Tensor) -> Distortion:
 def ratios(before: Tensor, after: Tensor, *, distances: Tensor | None = None) -> tuple[float, float]:
     """(min, max) over pairs of |x_i' - x_j'| / |x_i - x_j|, as `compare` defines it, at two thirds of its price.
 
-    With the `distances` (n, n) of `after` at hand it is one third. Meant for windows of many steps: it looks at distances,
-    not at the displacement, and so cannot tell ratios that differ by less than about 1e-4 from each other.
+    With the `distances` (n, n) of `after` at hand it is one third. Meant for windows of many steps: it looks at
+    distances, not at the displacement, and cannot tell ratios that differ by less than about 1e-4 from each other.
 
     Raises:
         MeasurementError: as `compare` does.
@@ -108,9 +110,9 @@ def ratios(before: Tensor, after: Tensor, *, distances: Tensor | None = None) ->
             else:
                 assert distances is not None
                 ratios2 = distances[rows, rows.start :].square().div_(squares)
-            ratios2.nan_to_num_(nan=1.0, posinf=math.inf)  # 0 / 0: together before and after
-            lower.see(rows.start, ratios2)
-            upper.see(rows.start, ratios2)
+            together = ratios2.isnan().nonzero(as_tuple=True)
+            lower.see(rows.start, ratios2, together)
+            upper.see(rows.start, ratios2, together)
     return Pair(x, y, *lower.place).ratio, Pair(x, y, *upper.place).ratio
 
 
@@ -141,7 +143,10 @@ class _Step:
         return Cloud(self._after)
 
     def strip(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared ratio, squared gain (times a constant) and contraction of the pairs above the diagonal of a strip."""
+        """Squared ratio, squared gain (times a constant) and contraction of the pairs above the diagonal of a strip.
+
+        The gain of a pair that coincides before and after is NaN.
+        """
         u2, sums = self.cloud.gram_squares(rows)
         v2, _ = self._displacement.gram_squares(rows)
         inner, _ = self._mixture.gram_squares(rows)
@@ -152,7 +157,7 @@ class _Step:
             corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), neutral)
         u2[i, j], v2[i, j], inner[i, j] = self._exact(i + rows.start, j + rows.start)
 
-        gains2 = v2.clamp_min_(0).div_(u2).nan_to_num_(nan=0.0, posinf=math.inf)  # 0 / 0: together before and after
+        gains2 = v2.clamp_min_(0).div_(u2)
         contractions = inner.div_(u2).mul_(-self._unit).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
         ratios2 = (gains2 * self._unit).mul_(self._unit).add_(1).sub_(contractions, alpha=2)
         ratios2.nan_to_num_(nan=math.inf, posinf=math.inf)

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Places = tuple[Tensor, ...]
+"""Row and column indices, as of `nonzero(as_tuple=True)`."""
+
 
 class Extremes:
     """The extreme entry above the diagonal of a symmetric matrix, seen strip by strip. One host read a strip."""
@@ -17,11 +20,12 @@ class Extremes:
         self._best = -math.inf
         self.place = (0, 1)
 
-    def see(self, start: int, strip: Tensor) -> None:
-        """Take a strip: rows and columns from `start` on. Overwrites what lies on and below the diagonal."""
+    def see(self, start: int, strip: Tensor, left_out: Places) -> None:
+        """Take a strip, rows and columns from `start` on; overwrites what is `left_out` or not above the diagonal."""
         corner = strip[:, : strip.shape[0]]
         below = torch.ones_like(corner, dtype=torch.bool).tril_()
         corner.masked_fill_(below, -self._sign * math.inf)
+        strip[left_out] = -self._sign * math.inf
         value = self._sign * float(strip.amax() if self._sign > 0 else strip.amin())
         if value > self._best:
             self._best = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class _PerBackend:
     """The switches of torch 2.9 and later; reading the older ones beside them raises."""
 
     def __init__(self) -> None:
-        self._matmuls = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+        self._matmuls: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
         self._allowed = [m.fp32_precision for m in self._matmuls]
         for matmul, allowed in zip(self._matmuls, self._allowed):
             if allowed not in ("ieee", "none"):
