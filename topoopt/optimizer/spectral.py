@@ -15,6 +15,11 @@ from topoopt.curvature import SpectralTracker, Tracked, field_of, recognise
 from topoopt.neurons import NeuronGroup, unwrap
 from topoopt.optimizer import distributed
 
+SHARDED = (
+    "the parameters are sharded over the ranks (FSDP2, tensor parallel) and the Jacobian's products are not formed "
+    "across shards: r is known from below alone, by r_pair"
+)
+
 
 @dataclass(frozen=True)
 class SpectralReading:
@@ -58,6 +63,8 @@ class Spectral:
             return SpectralReading(
                 edge=edge, rule=rule, reason="no loss was given, so the step's Jacobian cannot be formed; pass loss="
             )
+        if any(distributed.is_sharded(p) for group in self._optimizer.param_groups for p in group["params"]):
+            return SpectralReading(edge=edge, rule=rule, reason=SHARDED)
         # A closure computes this step's gradients after us: what lies in .grad is the last step's.
         grads = "probe" if closure_given else "auto"
         with self._tracker.open(loss, grads=grads, reduce=distributed.reducer(model), model=model) as tracked:
