@@ -38,6 +38,8 @@ def test_wandb_holds_every_measurement(tmp_path, wandb_offline, wandb_rows, make
     assert "topo/layer.0/diagram._type" not in seen[10]  # the same homology is not drawn again
     assert "topo/layer.1/diagram._type" in seen[40]
     assert seen[40]["topo/layers.nrows"] == 2
+    assert seen[40]["topo/history._type"] == "image-file"
+    assert seen[40]["topo/bracket_table.nrows"] > 0
     assert metrics["topo/proximity"]["step_metric"] == "topo/step"
     assert metrics["topo/layer.0/gain"]["step_metric"] == "topo/step"
     assert summary["topo/phase"] == "permissive"
@@ -84,6 +86,7 @@ def test_tensorboard_holds_every_measurement(tmp_path, make):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("topo/proximity")] == [(0, 0.5), (1, 1.5), (2, 2.5)]
     assert [e.step for e in events.Images("topo/layer.0/diagram")] == [0]
+    assert [e.step for e in events.Images("topo/history")] == [2]
     tags = events.Tags()["tensors"]
     assert "topo/layers/text_summary" in tags
     assert "topo/phase_name/text_summary" in tags

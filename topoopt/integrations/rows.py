@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Pictures:
     layers: int = 4
     """How many layers are drawn: evenly spaced from the first to the last."""
     clock: Callable[[], float] = time.monotonic
+    _history: dict[int, Measurement] = field(default_factory=dict)
     _chosen: list[str] = field(default_factory=list)
     _drawn: dict[str, tuple[int, float]] = field(default_factory=dict)
     _latest: Measurement | None = None
@@ -71,28 +72,37 @@ class Pictures:
     def due(self, measurement: Measurement) -> dict[str, np.ndarray]:
         """Return the pictures to show now: key under `topo/` -> (height, width, 3) uint8 pixels."""
         self._latest = measurement
-        return self._draw(measurement, self.seconds)
+        self._history[measurement.step] = replace(measurement, groups={})
+        return self._guarded(lambda: self._draw(measurement, self.seconds))
 
     def last(self) -> dict[str, np.ndarray]:
-        """Return the pictures of homology that came too soon after the one before: what the run ended with."""
-        return {} if self._latest is None else self._draw(self._latest, 0.0)
+        """Return what a run ends with: homology that came too soon after the picture before, and `topo/history`."""
+        latest = self._latest
+        return {} if latest is None else self._guarded(lambda: self._draw(latest, 0.0) | self._draw_history())
+
+    def _guarded(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        if self.seconds is None:
+            return {}
+        try:
+            return make()
+        except Exception as error:  # matplotlib is an extra: numbers go on without pictures
+            self.seconds = None
+            logger.warning("topoopt: no more pictures for this tracker: %s", error, exc_info=error)
+            return {}
 
     def _draw(self, measurement: Measurement, seconds: float | None) -> dict[str, np.ndarray]:
-        if self.seconds is None or seconds is None:
-            return {}
         pictures: dict[str, np.ndarray] = {}
         for name in self._choose(measurement):
             group = measurement.groups.get(name)
-            if group is None or not self._is_due(name, group, seconds):
-                continue
-            try:
+            if group is not None and self._is_due(name, group, seconds or 0.0):
                 pictures |= draw(name, group)
-            except Exception as error:  # matplotlib is an extra: numbers go on without pictures
-                self.seconds = None
-                logger.warning("topoopt: no more pictures for this tracker: %s", error, exc_info=error)
-                break
-            self._drawn[name] = (group.diagrams_step, self.clock())
+                self._drawn[name] = (group.diagrams_step, self.clock())
         return pictures
+
+    def _draw_history(self) -> dict[str, np.ndarray]:
+        from topoopt.report.plots import history_figure
+
+        return {"topo/history": pixels(history_figure([self._history[step] for step in sorted(self._history)]))}
 
     def _choose(self, measurement: Measurement) -> list[str]:
         if not self._chosen and measurement.groups:
@@ -114,7 +124,7 @@ def draw(name: str, group: GroupMeasurement) -> dict[str, np.ndarray]:
 
     return {
         f"topo/{name}/diagram": pixels(diagram_figure(group.diagrams, title=f"{name}, step {group.diagrams_step}")),
-        f"topo/{name}/betti": pixels(betti_figure(group.diagrams)),
+        f"topo/{name}/betti": pixels(betti_figure(group.diagrams, title=name)),
     }
 
 

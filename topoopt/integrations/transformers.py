@@ -132,9 +132,9 @@ class TopoCallback(TrainerCallback, ExportableState):
     def _own_sinks(self) -> list[Sink]:
         if self.record is None:
             return self.sinks
-        from topoopt.report import RecordSink
+        from topoopt.report import JsonLines
 
-        return [RecordSink(self.record), *self.sinks]
+        return [JsonLines(self.record, self.config), *self.sinks]
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -21,7 +21,8 @@ class WandbSink(BackgroundSink):
 
     Scalars keep the names of `Measurement.scalars` and are drawn over `topo/step`; the phase is `topo/phase`
     (0 constrained, 1 permissive, 2 simplification, 3 unknown) and, in words, `topo/phase_name`. At the end come
-    `topo/bracket` (r between its bounds, with the edge), `topo/layers` (a table) and the summary's phase.
+    `topo/bracket` (r between its bounds, with the edge), `topo/history` (phase, r and rates in one picture),
+    `topo/layers` (a table) and the summary's phase.
 
     Args:
         run: the run to write to. None: the one that is active when the first measurement comes, or else a new one, made
