@@ -24,7 +24,7 @@ from topoopt.measurement import Measurement, Phase
 from topoopt.optimizer import TopoOptimizer
 from topoopt.report import JsonLines, read
 
-LOWEST, HIGHEST = 0.02, 1.2
+LOWEST, HIGHEST = 0.02, 2.0
 """The learning rate's range: r goes from about a tenth to past the edge."""
 ANSI = {Phase.CONSTRAINED: "32", Phase.PERMISSIVE: "33", Phase.SIMPLIFICATION: "31", Phase.UNKNOWN: "90"}
 HEADER = f"{'step':>6}  {'loss':>7}  {'phase':<14}  {'r':>7}  {'eta* in':<20}  {'distortion':<15}  H0, H1"
@@ -82,7 +82,7 @@ def train(settings: DemoSettings, record: Path, screen: Screen) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = mlp(settings.width)
-    criterion = nn.CrossEntropyLoss()
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     batch = torch.arange(len(x))
 
     config = TopoConfig(every=settings.every, budget=settings.budget, seed=settings.seed)

@@ -19,7 +19,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1d1d1f; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #eee; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; } .phase { padding: 0.1rem 0.5rem; border-radius: 0.5rem; } .note { color: #555; font-size: 13px; }
 """
 COLUMNS = ("group", "n", "d", "r of the group", "gain", "distortion since start", "merge margin", "vanishing", "twins")
@@ -55,7 +56,8 @@ def _summary(measurements: list[Measurement]) -> str:
     return (
         f'<p>Last measured at step {last.step}: <span class="phase" style="background:{colour}66">{last.phase}</span>, '
         f"r = {last.proximity:.4g} (edge {last.edge:g}, {escape(last.estimator)} estimate, rule {escape(last.rule or '?')}), "
-        f"eta* = {eta}.</p><p>{len(measurements)} measurements ({spread}); measuring took {last.share:.2%} of the wall time.</p>"
+        f"eta* = {eta}.</p><p>{len(measurements)} measurements ({spread}); measuring took {last.share:.2%} of the "
+        f"wall time.</p>"
         f'<p class="note">{_meaning(last.phase)} r is local: it is that of one batch, at one point.</p>'
     )
 

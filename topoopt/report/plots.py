@@ -116,11 +116,18 @@ def draw_proximity(axes: Axes, measurements: Sequence[Measurement]) -> None:
     edge = measurements[-1].edge if measurements else 2.0
     for level, name in ((1.0, "1"), (edge, f"edge {edge:g}")):
         axes.axhline(level, color="#666666", linewidth=0.9, linestyle="--")
-        axes.annotate(name, (1.0, level), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+        axes.annotate(name, (0.995, level), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom")
     axes.set(ylabel="r", yscale="log")
     handles, labels = axes.get_legend_handles_labels()
     handles += [axes.scatter([], [], marker="s", color=COLOURS[phase], alpha=0.4) for phase in list(Phase)[:3]]
-    axes.legend(handles, [*labels, *[phase.value for phase in list(Phase)[:3]]], frameon=False, fontsize=8, ncols=2)
+    axes.legend(
+        handles,
+        [*labels, *[phase.value for phase in list(Phase)[:3]]],
+        frameon=False,
+        fontsize=8,
+        ncols=2,
+        loc="lower center",
+    )
 
 
 def draw_rates(axes: Axes, measurements: Sequence[Measurement]) -> None:
