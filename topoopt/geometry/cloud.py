@@ -53,6 +53,13 @@ def refuse_nonfinite(matrix: Tensor) -> Tensor:
     return matrix
 
 
+@torch.no_grad()
+def pair_distances(points: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Distances of some pairs of points (n, d) from their differences: index tensors (m,), (m,) -> (m,)."""
+    cloud = Cloud(points)
+    return cloud.exact_squares(i, j).sqrt_().mul_(1 / cloud.scale)
+
+
 class Cloud:
     """Points (n, d), a centred copy of them, and the squared norms of that.
 

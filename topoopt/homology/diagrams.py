@@ -12,9 +12,9 @@ from topoopt.errors import MeasurementError
 def bottleneck(a: np.ndarray, b: np.ndarray, *, log: bool = False) -> float:
     """Bottleneck distance of two diagrams, by persim.
 
-    Essential classes are matched with each other, by birth; if their numbers differ the distance is inf. With `log` births
-    and deaths are compared on a logarithmic scale; where all births are 0, as in H0, that is the distance of the sorted
-    log deaths, since nothing can be matched to the diagonal.
+    Essential classes are matched with each other, by birth; if their numbers differ the distance is inf. With `log`
+    births and deaths are compared on a logarithmic scale; where all births are 0, as in H0, that is the distance of the
+    sorted log deaths, since nothing can be matched to the diagonal.
 
     Raises:
         MeasurementError: for an array that is no diagram, or a mixture of zero and positive births with `log`.
@@ -28,7 +28,9 @@ def bottleneck(a: np.ndarray, b: np.ndarray, *, log: bool = False) -> float:
         return _sorted_log_deaths(finite_a[:, 1], finite_b[:, 1])
     if log:
         finite_a, finite_b = (_log(d) for d in (finite_a, finite_b))
-        births_a, births_b = (_log_births(births) for births in (births_a, births_b))
+        if (births_a > 0).tolist() != (births_b > 0).tolist():
+            return math.inf
+        births_a, births_b = (np.log(births[births > 0]) for births in (births_a, births_b))
     essential = float(np.abs(births_a - births_b).max(initial=0.0))
     return max(essential, _finite_bottleneck(finite_a, finite_b))
 
@@ -54,11 +56,11 @@ def betti_curve(diagram: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return (born - dead).astype(np.int64)
 
 
-def prominent(diagram: np.ndarray, *, log: bool = True) -> np.ndarray:
+def prominent(diagram: np.ndarray, gap: float = 0.0, *, log: bool = True) -> np.ndarray:
     """Return the features above the widest gap in the sorted lifetimes, longest first: the ones that stand out.
 
-    Lifetimes are log(death / birth) with `log`, else death - birth; the diagonal counts as a feature of lifetime 0, so a
-    single feature stands out by itself. Essential classes are always among them.
+    Lifetimes are log(death / birth) with `log`, else death - birth. The diagonal counts as a feature of lifetime 0, so a
+    single feature stands out by itself. Where the widest gap is not above `gap`, none does. Essential classes always do.
     """
     d = _diagram(diagram)
     essential, finite = d[~np.isfinite(d[:, 1])], d[np.isfinite(d[:, 1])]
@@ -66,8 +68,8 @@ def prominent(diagram: np.ndarray, *, log: bool = True) -> np.ndarray:
     lifetimes = _lifetimes(finite, log)
     order = np.argsort(-lifetimes, kind="stable")
     gaps = -np.diff(np.append(lifetimes[order], 0.0))
-    kept = finite[order][: int(gaps.argmax()) + 1] if len(gaps) and gaps.max() > 0 else finite[:0]
-    return np.concatenate([essential, kept])
+    kept = int(gaps.argmax()) + 1 if len(gaps) and gaps.max() > gap else 0
+    return np.concatenate([essential, finite[order][:kept]])
 
 
 def _diagram(diagram: np.ndarray) -> np.ndarray:
@@ -89,14 +91,10 @@ def _lifetimes(diagram: np.ndarray, log: bool) -> np.ndarray:
 
 
 def _sorted_log_deaths(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) != len(b):
-        return math.inf
-    with np.errstate(divide="ignore"):
-        logs = np.log(np.sort(a)), np.log(np.sort(b))
-    same = logs[0] == logs[1]  # two deaths of 0 are equal, not inf - inf
-    return float(
-        np.where(same, 0.0, np.abs(np.where(same, 0.0, logs[0]) - np.where(same, 0.0, logs[1]))).max(initial=0.0)
-    )
+    a, b = np.sort(a), np.sort(b)
+    if len(a) != len(b) or ((a == 0) != (b == 0)).any():
+        return math.inf  # a death of 0 is infinitely far from any other
+    return float(np.abs(np.log(a[a > 0]) - np.log(b[b > 0])).max(initial=0.0))
 
 
 def _log(diagram: np.ndarray) -> np.ndarray:
@@ -105,17 +103,10 @@ def _log(diagram: np.ndarray) -> np.ndarray:
     return np.log(diagram)
 
 
-def _log_births(births: np.ndarray) -> np.ndarray:
-    positive = births > 0
-    return np.where(positive, np.log(np.where(positive, births, 1.0)), 0.0)
-
-
 def _finite_bottleneck(a: np.ndarray, b: np.ndarray) -> float:
-    if not len(a) and not len(b):
-        return 0.0
-    if not len(a) or not len(b):
-        lone = a if len(a) else b
-        return float((lone[:, 1] - lone[:, 0]).max() / 2)
+    a, b = (d[d[:, 0] < d[:, 1]] for d in (a, b))
+    if not len(a) or not len(b):  # persim warns of these
+        return max((float((d[:, 1] - d[:, 0]).max() / 2) for d in (a, b) if len(d)), default=0.0)
     import persim
 
-    return float(persim.bottleneck(a, b))
+    return float(np.asarray(persim.bottleneck(a, b)))

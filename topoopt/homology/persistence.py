@@ -12,6 +12,7 @@ from torch import Tensor
 from topoopt.errors import ConfigError, MeasurementError
 from topoopt.geometry import distances as pairwise
 from topoopt.geometry import maxmin
+from topoopt.geometry.cloud import refuse_nonfinite
 from topoopt.homology import backends
 from topoopt.homology.h0 import spanning_tree
 
@@ -39,26 +40,42 @@ def persistence(
 ) -> Persistence:
     """Compute the diagrams of degrees 0 to `degree` of points (n, d) or of distances (n, n).
 
-    Above `max_points` points, degrees from 1 up are those of maxmin landmarks.
+    H0 is computed on the tensors' device, the rest on the host. Above `max_points` points, degrees from 1 up are those of
+    maxmin landmarks, and `notes` says what that costs.
 
     Raises:
         MeasurementError: for NaN or infinite entries, naming the neurons; unless one of points and distances is given.
-        ConfigError: for an unknown back-end or a negative degree.
+        ConfigError: for an unknown back-end, a negative degree or fewer than 3 `max_points`.
     """
     began = time.perf_counter()
     if degree < 0:
         raise ConfigError(f"degree={degree} is not usable: give 0 or more")
+    if max_points < 3:
+        raise ConfigError(f"max_points={max_points} is not usable: a loop needs 3 points")
     if (points is None) == (distances is None):
         raise MeasurementError("persistence needs points or distances, one of them")
-    d = pairwise(refuse_nonfinite(points)) if points is not None else refuse_nonfinite(distances)
-    diagrams = [h0_diagram(spanning_tree(d).deaths)]
-    if degree == 0 or d.shape[0] < 3:
-        empty = [np.zeros((0, 2)) for _ in range(degree)]
-        return Persistence(diagrams + empty, 0.0, "device", time.perf_counter() - began)
     chosen = backends.choose(backend)
-    sample, radius, notes = subsample(d, max_points)
-    higher = backends.rips(chosen)(sample.cpu().numpy(), degree)[1:]
-    return Persistence(diagrams + higher, radius, chosen, time.perf_counter() - began, notes)
+    d = pairwise(points) if points is not None else _distance_matrix(distances)
+    h0 = h0_diagram(spanning_tree(d, points=points).deaths)[: len(d)]
+    sample, radius, notes = subsample(d, max_points) if degree else (d[:0, :0], 0.0, ())
+    higher = rips_above_zero(backends.rips(chosen), sample.cpu().numpy(), degree)
+    return Persistence([h0, *higher], radius, chosen, time.perf_counter() - began, notes)
+
+
+def rips_above_zero(rips: backends.Rips, distances: np.ndarray, degree: int) -> list[np.ndarray]:
+    """Diagrams of degrees 1 to `degree`; fewer than three points have nothing there, and back-ends may refuse them."""
+    if len(distances) < 3:
+        return [np.zeros((0, 2)) for _ in range(degree)]
+    return rips(distances, degree)[1:]
+
+
+def _distance_matrix(distances: Tensor | None) -> Tensor:
+    assert distances is not None
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.is_floating_point():
+        raise MeasurementError(
+            f"distances are a {distances.dtype} tensor of shape {tuple(distances.shape)}: give a floating-point (n, n) one"
+        )
+    return refuse_nonfinite(distances.detach() if distances.dtype is torch.float64 else distances.detach().float())
 
 
 def subsample(distances: Tensor, max_points: int) -> tuple[Tensor, float, tuple[str, ...]]:
@@ -69,12 +86,10 @@ def subsample(distances: Tensor, max_points: int) -> tuple[Tensor, float, tuple[
     landmarks = maxmin(distances=distances, k=max_points)
     sample = distances[landmarks.indices][:, landmarks.indices]
     diameter = float(distances.max())
-    note = f"homology above degree 0 is of {max_points} maxmin landmarks of {n} neurons, covering radius {landmarks.radius:.4g}"
-    if 2 * landmarks.radius >= diameter / 2:
-        note += (
-            f": the error bound {2 * landmarks.radius:.4g} is more than half the diameter {diameter:.4g} and says nothing; "
-            "raise max_points"
-        )
+    bound = 2 * landmarks.radius
+    note = f"homology above degree 0 is of {max_points} maxmin landmarks of {n} neurons, right to {bound:.4g}"
+    if bound >= diameter / 2:
+        note += f": more than half the diameter {diameter:.4g}, so it says nothing of these neurons; raise max_points"
     return sample, landmarks.radius, (note,)
 
 
@@ -82,20 +97,3 @@ def h0_diagram(deaths: Tensor) -> np.ndarray:
     """Births 0, deaths the spanning tree's edges, and the one class that never dies: (n - 1,) -> (n, 2)."""
     finite = deaths.double().cpu().numpy()
     return np.column_stack([np.zeros(len(finite) + 1), np.append(finite, np.inf)])
-
-
-def refuse_nonfinite(matrix: Tensor | None) -> Tensor:
-    """Return the matrix.
-
-    Raises:
-        MeasurementError: naming the rows that hold NaN or infinite numbers.
-    """
-    assert matrix is not None
-    bad = ~torch.isfinite(matrix).all(dim=1)
-    if bool(bad.any()):
-        rows = bad.nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        raise MeasurementError(
-            f"{len(rows)} of {len(bad)} neurons are not finite (neurons {shown}): their weights are lost"
-        )
-    return matrix

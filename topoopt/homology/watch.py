@@ -1,8 +1,10 @@
 """How long a diagram stays certified: measured distances say when homology must be computed again.
 
 Over a window in which every distance was stretched by factors in [a, b], the Vietoris-Rips filtrations are interleaved
-multiplicatively: the ratio death / birth of a feature can change by at most b / a, up or down. So features whose ratio
-is above b / a are certified to be there still, without computing homology (stability of persistence, on a log scale).
+multiplicatively: on a logarithmic scale every birth and death moves by at most (log b - log a) / 2 about a common shift,
+so the ratio death / birth of a feature changes by at most b / a, up or down. Features whose ratio is above b / a are
+certified to be there still, and none can have come up but from below it, without computing homology. It is the
+stability of persistence (Cohen-Steiner, Edelsbrunner and Harer 2007), on a log scale.
 """
 
 from __future__ import annotations
@@ -13,51 +15,50 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-PROMINENT = 2.0
-"""A feature that dies at no less than this times the scale of its birth is worth watching."""
+GAP = 2.0
+"""Features stand out when the ratio death / birth of the least of them is at least this times that of the next."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A certificate and how much of it has been used up.
+    """A certificate for the features of degree 1 and up, and how much of it has been used up.
 
-    Watched are the features above the widest gap in the ratios death / birth, of those gaps whose upper end is prominent.
-    Let the gap reach from `left` up to `kept`. Watched features have now a ratio of at least kept / resolution, all others
-    one of at most left * resolution: they are told apart while resolution < sqrt(kept / left), and then it is stale.
-    Where nothing is prominent, `kept` is twice `PROMINENT`: what may have come up unseen.
+    Where some features stand out, by a factor g >= `GAP`, they are watched: while the resolution is below sqrt(g) there are
+    still exactly as many above all others, as theirs shrank and the others' grew by less than sqrt(g). Where none does,
+    none is watched, and while the resolution is below `GAP` none has come up that is `GAP` times the largest.
     """
 
-    kept: float
-    left: float
+    watched: int
+    """How many features stand out."""
+    limit: float
+    """The resolution from which on the certificate no longer covers them."""
     window: tuple[float, float] = (1.0, 1.0)
-    """(lower, upper) distortion since the diagrams' weights."""
+    """(lower, upper) distortion since the diagrams' points."""
 
     @classmethod
     def of(cls, diagrams: Sequence[np.ndarray]) -> Watch:
-        """Start watching the features of degree 1 and up of freshly computed diagrams."""
-        ratios = np.concatenate([_ratios(d) for d in diagrams[1:]]) if len(diagrams) > 1 else np.zeros(0)
-        ratios = np.append(np.sort(ratios)[::-1], 1.0)
-        prominent = np.flatnonzero(ratios >= PROMINENT)
-        if not len(prominent):
-            return cls(2 * PROMINENT, float(ratios[0]))
-        gaps = ratios[prominent] / ratios[prominent + 1]
-        widest = int(prominent[gaps.argmax()])
-        return cls(float(ratios[widest]), float(ratios[widest + 1]))
+        """Start watching freshly computed diagrams, in order of degree from 0."""
+        ratios = np.concatenate([np.ones(1), *(_ratios(d) for d in diagrams[1:])])  # 1: the diagonal
+        ratios = np.sort(ratios)[::-1]
+        gaps = ratios[:-1] / ratios[1:]
+        if not len(gaps) or gaps.max() < GAP:
+            return cls(0, GAP)
+        return cls(int(gaps.argmax()) + 1, math.sqrt(gaps.max()))
 
     def observe(self, lower: float, upper: float) -> Watch:
-        """Take note of the distortion from the diagrams' weights to those of now (not compounded)."""
+        """Take note of the distortion from the diagrams' points to those of now (measured, not compounded)."""
         return replace(self, window=(lower, upper))
 
     @property
     def resolution(self) -> float:
-        """b / a of the window: features of the diagrams with death / birth above this are certified still present."""
+        """The window's b / a: features of the diagrams with death / birth above this are certified still present."""
         lower, upper = self.window
         return upper / lower if lower > 0 else math.inf
 
     @property
     def stale(self) -> bool:
-        """Whether the certificate no longer tells the watched features from the others."""
-        return not self.resolution < math.sqrt(self.kept / self.left)
+        """Whether the certificate no longer covers what is watched, and homology must be computed again."""
+        return not self.resolution < self.limit
 
 
 def _ratios(diagram: np.ndarray) -> np.ndarray:

@@ -1,0 +1,148 @@
+"""The spanning tree against ripser bit for bit, scipy, and its definition; ties, duplicates, what is refused."""
+
+import numpy as np
+import pytest
+import ripser
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.cluster.hierarchy import cut_tree, is_valid_linkage, linkage
+from scipy.spatial.distance import pdist, squareform
+
+from topoopt.errors import MeasurementError
+from topoopt.geometry import distances
+from topoopt.homology import spanning_tree
+from topoopt.homology.merge_tree import merge_tree
+
+
+def cloud(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def ripser_deaths(matrix: torch.Tensor) -> np.ndarray:
+    deaths = ripser.ripser(matrix.numpy(), maxdim=0, distance_matrix=True)["dgms"][0][:-1, 1]
+    return np.sort(deaths).astype(np.float32)
+
+
+def prim(matrix: np.ndarray) -> np.ndarray:
+    """The obvious slow one."""
+    n, lengths = len(matrix), []
+    reached, nearest = [0], matrix[0].copy()
+    for _ in range(n - 1):
+        nearest[reached] = np.inf
+        new = int(nearest.argmin())
+        lengths.append(nearest[new])
+        reached.append(new)
+        nearest = np.minimum(nearest, matrix[new])
+    return np.sort(lengths)
+
+
+def assert_spans(edges: torch.Tensor, n: int):
+    label = list(range(n))
+    for i, j in edges.tolist():
+        assert label[i] != label[j], "a cycle"
+        old, new = label[i], label[j]
+        label = [new if one == old else one for one in label]
+    assert len(set(label)) == 1
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 2), (50, 3), (400, 2), (600, 40)])
+def test_deaths_are_ripsers_bit_for_bit(n, d):
+    matrix = distances(cloud(n, d))
+    matrix[0, 1] = matrix[1, 0] = matrix[0, 1] + 0.25
+    assert np.array_equal(spanning_tree(matrix).deaths.numpy(), ripser_deaths(matrix))
+
+
+@settings(max_examples=150, deadline=None)
+@given(n=st.integers(1, 40), values=st.integers(1, 6), seed=st.integers(0, 2**31))
+def test_ties_and_duplicates(n, values, seed):
+    """Distances from a handful of values, 0 among them: any wrong tie-break closes a cycle here."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randint(0, values, (n, n), generator=generator).float().triu(1)
+    matrix = matrix + matrix.T
+    tree = spanning_tree(matrix)
+    assert_spans(tree.edges, n)
+    assert np.array_equal(tree.deaths.numpy(), prim(matrix.numpy()))
+    assert torch.equal(tree.deaths, matrix[tree.edges[:, 0], tree.edges[:, 1]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(side=st.integers(2, 12))
+def test_a_grid_is_all_ties(side):
+    axis = torch.arange(side, dtype=torch.float32)
+    matrix = distances(torch.cartesian_prod(axis, axis))
+    tree = spanning_tree(matrix)
+    assert_spans(tree.edges, side**2)
+    assert torch.allclose(tree.deaths, torch.ones(side**2 - 1))
+
+
+def test_float64_against_scipy():
+    x = cloud(300, 7, dtype=torch.float64)
+    heights = linkage(x.numpy(), "single")[:, 2]
+    assert np.allclose(spanning_tree(distances(x)).deaths.numpy(), heights, rtol=1e-12)
+
+
+@pytest.mark.parametrize("separation", [3e-2, 1e-3, 1e-5])
+def test_float32_from_points_is_float64_to_1e_6(separation):
+    """Groups of near twins: their distances are right, and so is every edge that joins the groups."""
+    x = cloud(40, 200).repeat_interleave(5, dim=0)
+    x = x + separation * cloud(200, 200, seed=1)
+    deaths = spanning_tree(distances(x), points=x).deaths
+    exact = np.sort(prim(squareform(pdist(x.double().numpy()))))
+    assert np.allclose(deaths.numpy(), exact, rtol=1e-6, atol=0)
+
+
+def test_the_matrix_is_left_alone():
+    matrix = distances(cloud(70, 4))
+    matrix.fill_diagonal_(3.0)
+    before = matrix.clone()
+    tree = spanning_tree(matrix)
+    assert torch.equal(matrix, before)
+    matrix.fill_diagonal_(0.0)
+    assert torch.equal(spanning_tree(matrix).deaths, tree.deaths)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_edges(n):
+    tree = spanning_tree(torch.zeros(n, n))
+    assert tree.edges.shape == (0, 2)
+    assert tree.deaths.shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_neurons_that_are_not_finite_are_named(bad, n):
+    matrix = distances(cloud(n, 3))
+    matrix[1], matrix[:, 1] = bad, bad
+    with pytest.raises(MeasurementError, match=r"neurons .*1"):
+        spanning_tree(matrix)
+
+
+def test_what_is_no_distance_matrix_is_refused():
+    with pytest.raises(MeasurementError, match="square"):
+        spanning_tree(torch.zeros(3, 4))
+    rock, paper, scissors = [0.0, 1.0, 2.0], [2.0, 0.0, 1.0], [1.0, 2.0, 0.0]
+    with pytest.raises(MeasurementError, match="not symmetric"):
+        spanning_tree(torch.tensor([rock, paper, scissors]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 40), seed=st.integers(0, 1000), clusters=st.integers(1, 5))
+def test_the_merge_tree_is_single_linkage(n, seed, clusters):
+    x = cloud(n, 3, seed, torch.float64)
+    merges = merge_tree(spanning_tree(distances(x)))
+    expected = linkage(x.numpy(), "single")
+    assert is_valid_linkage(merges)
+    assert np.allclose(merges[:, 2], expected[:, 2])
+    assert np.array_equal(merges[:, 3], expected[:, 3])
+    k = min(clusters, n)
+    same, expected_same = ([a == b for a in c for b in c] for c in (cut_tree(m, k) for m in (merges, expected)))
+    assert same == expected_same
+
+
+@pytest.mark.gpu
+def test_on_the_gpu():
+    matrix = distances(cloud(900, 20))
+    tree = spanning_tree(matrix.cuda())
+    assert tree.edges.is_cuda
+    assert torch.equal(tree.deaths.cpu(), spanning_tree(matrix).deaths)
