@@ -88,11 +88,11 @@ def _kind(atom: Axis, slices: list[Slice]) -> str:
         return "rank"
     for mark, kind in (
         ("recurrent", "recurrent"),
-        ("expert", "expert"),
         ("head", "head"),
         ("query", "head"),
+        ("expert", "expert"),
+        ("residual", "residual"),
         ("inner", "head_dim"),
-        ("summed", "residual"),
         ("channel", "channel"),
     ):
         if mark in marks:

@@ -42,7 +42,7 @@ class Gate:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         try:
-            self.model = _double(copy_of(model))
+            self.model = copy_of(model, torch.float64)
         except Exception as error:
             raise DiscoveryError(
                 f"the model cannot be copied for verification ({type(error).__name__}: {error})"
@@ -155,21 +155,37 @@ def verify(model: nn.Module, group: NeuronGroup, *args: Any, **kwargs: Any) -> f
     return _largest_change(gate, [group])
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy without gradients, hooks' closures or graphs of the original."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        clone = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-        memo[id(parameter)] = clone
-    copied = copy.deepcopy(model, memo)
-    for module in copied.modules():  # hooks are the original's: they must not see what is tried on the copy
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(module, hooks).clear()
-    return copied
+def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A deep copy without gradients, graphs and foreign hooks; with `dtype` on the CPU, floating tensors in that type."""
+    copying = _Copying(dtype)
+    memo: dict[int, Any] = {  # parameters have a deep copy of their own, which would take their gradients along
+        id(p): nn.Parameter(copying.copy(p), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    with quiet(model), copying:
+        return copy.deepcopy(model, memo)
 
 
-def _double(model: nn.Module) -> nn.Module:
-    return model.to(device="cpu", dtype=torch.float64)
+class _Copying(TorchFunctionMode):
+    """Copies tensors detached, also those that no deep copy takes: results that a module holds in the middle of training."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self.copy(tensor)
+        return memo[id(tensor)]
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A detached copy, in the wanted type where the tensor is floating."""
+        tensor = tensor.detach()
+        if self._dtype is None:
+            return tensor.clone()
+        return tensor.to(device="cpu", dtype=self._dtype if tensor.is_floating_point() else None, copy=True)
 
 
 def _host_double(leaf: Any) -> Any:

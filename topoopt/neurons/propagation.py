@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from topoopt.neurons.rules import RULES, Rule, Value
-from topoopt.neurons.rules.table import fresh
+from topoopt.neurons.rules.table import fresh, tensors
 
 STATISTICS = ("running_mean", "running_var")
 """Buffers that belong to units."""
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+"""Operators that only run the graph they hold."""
+COPIES = ("to", "_to_copy", "clone", "contiguous", "dropout", "detach", "alias", "type_as", "float", "identity")
+MIXING = frozenset(
+    """linear matmul mm bmm addmm baddbmm einsum scaled_dot_product_attention conv1d conv2d conv3d convolution
+    conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh rnn_relu""".split()
+)
+"""Operators whose results are made of several entries weighted."""
+LOOKUPS = ("index", "index_select", "gather")
+"""Operators that choose from their first operand: chosen weights are still weights."""
 
 
 @dataclass
@@ -41,16 +55,26 @@ def propagate(
 
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and a Hugging Face model that returns no caches and runs experts as one batch; all put back after."""
+    """Evaluation mode, no hooks, and a Hugging Face model that returns no caches and runs experts as one batch.
+
+    All is put back after. Hooks that compute weights (torch's own `weight_norm` and `spectral_norm`) stay; the user's must
+    not see what is tried here.
+    """
     modes = [(module, module.training) for module in model.modules()]
     config = getattr(model, "config", None)
     wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
     wanted["_experts_implementation_internal"] = "batched_mm"  # type: ignore[assignment]
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    saved = []
+    saved: list[tuple[Any, str, Any]] = []
     try:
         for module, _ in modes:
             module.training = False
+            for attribute in HOOKS:
+                hooks = getattr(module, attribute)
+                if hooks:
+                    saved.append((module, attribute, hooks))
+                    own = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
+                    setattr(module, attribute, OrderedDict(own))
         for one in configs.values() if config is not None else ():
             for name, value in wanted.items():
                 if getattr(one, name, None) is not None:
@@ -65,10 +89,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 class _Walk:
-    """One pass through the graph, from inputs to outputs."""
+    """One pass through the graph, from inputs to outputs, graphs inside it included."""
 
     def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, rules: Mapping[str, Rule]) -> None:
-        self._graph = program.graph
+        self._module = program.graph_module
         self._rules = rules
         self._canonical = _canonical_names(model)
         self._tensors: dict[str, Any] = {**program.state_dict, **program.constants}
@@ -77,17 +101,53 @@ class _Walk:
         self._found = Propagated({})
 
     def run(self) -> Propagated:
-        live = _live_nodes(self._graph)
-        for node in self._graph.nodes:
+        for node in self._module.graph.nodes:
             if node.op == "placeholder":
                 self._env[node] = self._placeholder(node)
-            elif node.op == "get_attr":
-                self._env[node] = None
-            elif node.op == "call_function" and node in live:
-                self._env[node] = self._call(node)
-            elif node.op == "output":
+        self._inside(self._module)
+        for node in self._module.graph.nodes:
+            if node.op == "output":
                 self._freeze_all(node.args, "an output of the model")
         return self._found
+
+    def _inside(self, module: fx.GraphModule) -> None:
+        """Walk a graph whose placeholders are known."""
+        live, order = _live_nodes(module.graph), {node: i for i, node in enumerate(module.graph.nodes)}
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                held = getattr(module, str(node.target), None)
+                self._env[node] = held if isinstance(held, fx.GraphModule) else None
+            elif node.op == "call_function" and node in live:
+                self._env[node] = self._call(node)
+                if _writes(node):
+                    self._written(node.args[0])
+                if _is_residual_sum(node, order):
+                    for axis in self._env[node].dims:
+                        axis.mark("residual")
+
+    def _written(self, node: Any) -> None:
+        """What an operator wrote to in place, and what that is a view of, is filled with one number no longer."""
+        inner = self._env.get(node)
+        while isinstance(node, fx.Node) and isinstance(inner, Value):
+            value = self._env.get(node)
+            if isinstance(value, Value) and value.uniform:
+                value.uniform = False
+                kept = {id(axis.find()) for axis in inner.dims}
+                for axis in value.dims:
+                    if axis.size > 1 and id(axis.find()) not in kept:
+                        axis.freeze("written to position by position")
+            node = node.args[0] if node.op == "call_function" and node.args else None
+
+    def _inline(self, args: tuple[Any, ...]) -> Any:
+        """Walk the graph that an operator wraps (a region without gradients, or under autocast)."""
+        place = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
+        inner, operands = args[place], iter(args[place + 1 :])
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                self._env[node] = next(operands)
+        self._inside(inner)
+        results = next(node.args[0] for node in inner.graph.nodes if node.op == "output")
+        return [self._look_up(result) for result in results]
 
     def _placeholder(self, node: fx.Node) -> Value | None:
         shape = _shapes(node)
@@ -97,7 +157,7 @@ class _Walk:
         kind, target = spec.kind.name, spec.target or node.name
         if kind == "PARAMETER" or (kind == "BUFFER" and target.rsplit(".", 1)[-1] in STATISTICS):
             name = self._canonical.get(target, target)
-            return self._found.values.setdefault(name, Value(fresh(shape), source=name))
+            return self._found.values.setdefault(name, Value(fresh(shape), source=name, learned=True))
         if kind == "USER_INPUT":
             return Value(fresh(shape, "an input of the model"))
         uniform = _is_uniform(self._tensors.get(target))
@@ -112,12 +172,14 @@ class _Walk:
         kwargs = fx.node.map_aggregate(node.kwargs, self._look_up)
         if shapes is None:
             return None
+        if name in WRAPPERS:
+            return self._inline(args)
         rule = self._rules.get(name)
         if rule is not None:
             try:
                 result = rule(shapes, *args, **kwargs)  # type: ignore[misc]
                 if _fits(result, shapes):
-                    return result
+                    return _with_lineage(name, result, tensors(args, list(kwargs.values())))
                 problem = "does not fit"
             except Exception as error:  # a rule that meets a form of its operator it does not know
                 problem = f"{type(error).__name__}: {error}"
@@ -159,6 +221,11 @@ def _operator(target: Any) -> str:
     return text[:-1] if text.endswith("_") and not text.endswith("__") else text
 
 
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.endswith("_") and not schema.name.endswith("__")
+
+
 def _shapes(node: fx.Node) -> Any:
     """Shape of a node's result as a list of ints, a list of shapes for several results, None for no tensor."""
 
@@ -178,6 +245,44 @@ def _fits(result: Any, shapes: Any) -> bool:
     if isinstance(result, list | tuple):
         return len(result) == len(shapes) and all(_fits(one, shape) for one, shape in zip(result, shapes))
     return False
+
+
+def _with_lineage(name: str, result: Any, operands: list[Value]) -> Any:
+    """Note on results whether they are made of weights alone."""
+    made_of = operands[:1] if name in LOOKUPS else [one for one in operands if not one.uniform]
+    learned = name not in MIXING and bool(made_of) and all(one.learned for one in made_of)
+    for value in result if isinstance(result, list | tuple) else [result]:
+        value.learned = learned
+    return result
+
+
+def _is_residual_sum(node: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether a sum is x + f(x), where f is no mere function of the entries: one operand was mixed from the other."""
+    operands = [_origin(argument) for argument in node.args if isinstance(argument, fx.Node)]
+    if _operator(node.target) not in ("add", "sub") or len(operands) != 2:
+        return False
+    older, younger = sorted(operands, key=lambda operand: order[operand])
+    if any(_shapes(operand) != _shapes(node) for operand in operands):
+        return False
+    start = (younger, False)
+    seen, queue = {start}, [start]
+    while queue:
+        current, mixed = queue.pop()
+        mixed = mixed or _operator(current.target) in MIXING
+        for source in current.all_input_nodes:
+            if source is older and mixed:
+                return True
+            if order[source] > order[older] and (source, mixed) not in seen:
+                seen.add((source, mixed))
+                queue.append((source, mixed))
+    return False
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """What a chain of copies and casts copies."""
+    while node.op == "call_function" and _operator(node.target) in COPIES:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _live_nodes(graph: fx.Graph) -> set[fx.Node]:

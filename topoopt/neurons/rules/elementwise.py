@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from topoopt.neurons.axes import Axis, unify
 from topoopt.neurons.rules.table import Value, broadcast, rule, tensors
 
 LINEAR = ("add", "sub", "rsub", "neg", "clone", "contiguous", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy",
           "lift_fresh", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "positive", "view_as", "_assert_tensor_metadata",
-          "lift", "detach_", "float", "double", "half", "bfloat16", "identity")  # fmt: skip
+          "lift", "copy", "float", "double", "half", "bfloat16", "identity")  # fmt: skip
 SCALING = ("mul", "div", "true_divide", "multiply", "divide", "addcmul", "addcdiv", "lerp")
 CURVED = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu_scalar", "hardtanh", "hardswish",
@@ -19,19 +20,15 @@ CURVED = (
     "masked_fill", "nan_to_num", "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_not", "logical_xor",
     "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "eq", "ne", "lt", "le", "gt", "ge", "bernoulli", "hypot", "logit",
     "__and__", "__or__", "__xor__", "__invert__", "hardshrink", "softshrink", "tanhshrink", "rrelu", "xlogy", "sinc", "logaddexp",
+    "complex", "polar", "real", "imag", "conj", "angle",
 )  # fmt: skip
 
 
 @rule(*LINEAR)
 def linear_map(out: list[int], *args: Any, **kwargs: Any) -> Value:
-    """Sums, copies and casts. Where two activations of different origin are added, their axes carry a residual stream."""
+    """Sums, copies and casts."""
     values = tensors(args, list(kwargs.values()))
-    activations = [v for v in values if not v.is_parameter and not v.uniform and len(v.dims) == len(out)]
-    joined = [len({id(v.dims[i].find()) for v in activations if v.dims[i].size > 1}) > 1 for i in range(len(out))]
     dims = broadcast(values, out)
-    for axis, two in zip(dims, joined):
-        if two:
-            axis.mark("summed")
     only = values[0] if len(values) == 1 else None
     keeps = only is not None and only.shape == list(out)
     return Value(
@@ -67,8 +64,6 @@ def curved(out: list[int], *args: Any, **kwargs: Any) -> Value:
 @rule("prelu")
 def prelu(out: list[int], x: Value, weight: Value) -> Value:
     """A slope for each channel, which is dimension 1, or one for all."""
-    from topoopt.neurons.axes import unify
-
     if weight.dims and weight.dims[0].size > 1 and len(x.dims) > 1:
         unify(x.dims[1], weight.dims[0])
     for axis in x.dims:
@@ -79,8 +74,6 @@ def prelu(out: list[int], x: Value, weight: Value) -> Value:
 @rule("glu")
 def glu(out: list[int], x: Value, dim: int = -1) -> Value:
     """The first half gated by the second, along `dim`."""
-    from topoopt.neurons.axes import unify
-
     half = int(out[dim])
     first, second = x.dims[dim].cut([half, half])
     unify(first, second)
@@ -102,11 +95,18 @@ def ordered(out: Any, x: Value, dim: Any = 0, *args: Any, **kwargs: Any) -> Any:
     return [one, one] if out and isinstance(out[0], list | tuple) else one
 
 
+@rule("diff")
+def diff(out: list[int], x: Value, n: int = 1, dim: int = -1, *args: Any, **kwargs: Any) -> Value:
+    """Differences of neighbours along `dim`."""
+    x.dims[dim].freeze("its order matters to an operator that takes differences along it")
+    dims = list(x.dims)
+    dims[dim] = Axis(int(out[dim]), "differences of neighbours")
+    return Value(dims)
+
+
 @rule("sort", "argsort")
 def sort(out: Any, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """Sorting forgets which unit is which along `dim`: the result has an axis of its own that cannot be permuted."""
-    from topoopt.neurons.axes import Axis
-
     dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
     dims = list(x.dims)
     dims[dim] = Axis(x.dims[dim].size, "a sorted axis")

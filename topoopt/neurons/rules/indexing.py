@@ -19,6 +19,7 @@ def look_up(axis: Axis, index: Value, what: str) -> None:
     """Tie the axis that is looked into to the index's domain; without one its order matters."""
     if index.domain is not None and index.domain.size == axis.size:
         unify(axis, index.domain)
+        axis.mark("expert")
     else:
         axis.freeze(f"{what} that is looked up by position")
 

@@ -37,20 +37,25 @@ def matmul(out: list[int], a: Value, b: Value, **kwargs: Any) -> Value:
         a.used_as("out", -2)
         b.used_as("in", -2)
         b.used_as("out", -1)
-    both_computed = not a.is_parameter and not b.is_parameter
-    if both_computed:
-        left[-1].mark("inner")
-    elif (a.is_parameter and len(left) > 2) or (b.is_parameter and len(right) > 2):
-        for axis in (left if a.is_parameter else right)[:-2]:
-            axis.mark("expert")
     rows = [left[-2]] if len(left) > 1 else []
     columns = [right[-1]] if len(right) > 1 else []
     batch = out[: len(out) - len(rows) - len(columns)]
     dims = broadcast([Value(left[:-2]), Value(right[:-2])], batch) if batch else []
-    if both_computed and len(batch) > 1:
-        dims[-1].mark("head")
-        (columns or rows)[0].mark("inner")
+    if a.learned or b.learned:
+        for axis in (left if a.learned else right)[:-2]:
+            axis.mark("expert")
+    elif dims and rows and columns:
+        _attend(dims, left[-1], rows[0], columns[0])
     return Value([*dims, *rows, *columns])
+
+
+def _attend(batch: list[Axis], inner: Axis, rows: Axis, columns: Axis) -> None:
+    """Two activations multiplied, place by place: attention's scores or its mixing. The last batch axis holds the heads."""
+    if rows.size > 1 and columns.size > 1:
+        inner.mark("inner")
+        columns.mark("inner")
+    if len(batch) > 1 or len(batch[-1].factors()) > 1:
+        batch[-1].mark("head")
 
 
 @rule("bilinear")
@@ -86,8 +91,8 @@ def einsum(out: list[int], equation: str, operands: list[Value], **kwargs: Any) 
         for axis in named.values():
             axis.freeze("einsum with an ellipsis or no stated result")
         return Value([Axis(int(size), "einsum") for size in out])
-    computed = sum(not value.is_parameter for value in operands)
-    for letter, axis in named.items():
-        if letter not in result and computed > 1:
-            axis.mark("inner")
+    both = [letters for letters, value in zip(inputs.split(","), operands) if not value.learned]
+    if len(both) > 1:
+        for letter in set(both[0]) & set(both[1]):
+            named[letter].mark("head" if letter in result else "inner")
     return Value([named[letter] for letter in result])

@@ -98,3 +98,29 @@ class _Tied(Axis):
             for axis in axes:
                 unify(super().find(), axis)
         return super().find()
+
+
+@rule("lstm_cell")
+def lstm_cell(out: list[list[int]], x: Value, state: list[Value], *weights: Value) -> list[Value]:
+    """One step of four gates; returns (h, c)."""
+    shown, inner = _step(x, list(state), weights, 4)
+    return [Value([*x.dims[:-1], shown]), Value([*x.dims[:-1], inner])]
+
+
+@rule("gru_cell")
+def gru_cell(out: list[int], x: Value, state: Value, *weights: Value) -> Value:
+    """One step of three gates."""
+    return Value([*x.dims[:-1], _step(x, [state], weights, 3)[0]])
+
+
+@rule("rnn_tanh_cell", "rnn_relu_cell")
+def rnn_cell(out: list[int], x: Value, state: Value, *weights: Value) -> Value:
+    """One step without a gate."""
+    return Value([*x.dims[:-1], _step(x, [state], weights, 1)[0]])
+
+
+def _step(x: Value, state: list[Value], weights: tuple[Value, ...], gates: int) -> tuple[Axis, Axis]:
+    given = [weight for weight in weights if weight is not None]
+    cell = _cell(x.dims[-1], given, gates, has_biases=len(given) > 2)
+    _initial(state, [cell])
+    return cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from topoopt.neurons.axes import Axis
-from topoopt.neurons.rules.table import Value, rule
+from topoopt.neurons.rules.table import Value, broadcast, rule
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin", "normalize", "renorm")
@@ -49,3 +49,17 @@ def _reduced(x: Value, shape: list[int], args: Any, kwargs: Any) -> list[int]:
     if given is None:
         return [i for i, axis in enumerate(x.dims) if len(shape) == len(x.dims) and shape[i] != axis.size]
     return [d % len(x.dims) for d in (given if isinstance(given, list | tuple) else [given])]
+
+
+@rule("cosine_similarity")
+def cosine_similarity(out: list[int], a: Value, b: Value, dim: int = 1, eps: float = 0.0) -> Value:
+    """Two tensors compared along one dimension."""
+    dims = broadcast([a, b], [max(x, y) for x, y in zip(a.shape, b.shape, strict=True)])
+    return Value([axis for i, axis in enumerate(dims) if i != dim % len(dims)])
+
+
+@rule("pairwise_distance")
+def pairwise_distance(out: list[int], a: Value, b: Value, *args: Any, **kwargs: Any) -> Value:
+    """Two tensors compared along the last dimension."""
+    dims = broadcast([a, b], [max(x, y) for x, y in zip(a.shape, b.shape, strict=True)])
+    return Value(dims[:-1] if len(out) < len(dims) else [*dims[:-1], Axis(1)])

@@ -207,3 +207,16 @@ def positions(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
     for axis in x.dims[kept:]:
         axis.freeze("an operator that depends on places")
     return Value([*x.dims[:kept], *[Axis(int(size), "places") for size in out[kept:]]], uniform=False)
+
+
+@rule("view_as_complex")
+def view_as_complex(out: list[int], x: Value) -> Value:
+    """The last dimension holds real and imaginary parts, which are told apart by their places."""
+    x.dims[-1].freeze("real and imaginary parts")
+    return Value(x.dims[:-1])
+
+
+@rule("view_as_real")
+def view_as_real(out: list[int], x: Value) -> Value:
+    """A new last dimension for real and imaginary parts."""
+    return Value([*x.dims, Axis(2, "real and imaginary parts")])

@@ -25,6 +25,8 @@ class Value:
     """All entries are equal, so that any permutation leaves it alone."""
     domain: Axis | None = None
     """For integers that index: the axis whose positions they are."""
+    learned: bool = False
+    """Made of parameters alone: a weight, whatever was done to it."""
     roles: dict[int, str] = field(default_factory=dict)
     """For a weight: id of an axis in `dims` -> "out" or "in", as matrix products have used it; shared by transposes."""
 
