@@ -1,7 +1,7 @@
 """The process that runs a back-end which holds the GIL: jobs come in on stdin, diagrams go out on stdout.
 
-Run as a script by `worker.Child`, not imported: it loads numpy and ripser and nothing of topoopt or torch. A message is
-a length (8 bytes, little endian) and a pickle; both ends are the same program on the same machine.
+Run as a script by `process.ProcessRips`: it loads numpy and ripser and nothing of topoopt or torch. A message is a
+length (8 bytes, little endian) and a pickle; both ends are the same program on the same machine.
 """
 
 from __future__ import annotations

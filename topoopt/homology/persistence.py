@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -55,11 +55,21 @@ def persistence(
     if (points is None) == (distances is None):
         raise MeasurementError("persistence needs points or distances, one of them")
     chosen = backends.choose(backend)
-    d = pairwise(points) if points is not None else _distance_matrix(distances)
-    h0 = h0_diagram(spanning_tree(d, points=points).deaths)[: len(d)]
-    sample, radius, notes = subsample(d, max_points) if degree else (d[:0, :0], 0.0, ())
-    higher = rips_above_zero(backends.rips(chosen), sample.cpu().numpy(), degree)
-    return Persistence([h0, *higher], radius, chosen, time.perf_counter() - began, notes)
+    d = pairwise(points) if points is not None else checked(distances)
+    found = compute(d, degree, max_points, backends.rips(chosen), chosen, points=points)
+    return replace(found, seconds=time.perf_counter() - began)
+
+
+@torch.no_grad()
+def compute(
+    distances: Tensor, degree: int, max_points: int, rips: backends.Rips, backend: str, *, points: Tensor | None = None
+) -> Persistence:
+    """Compute the diagrams of finite distances (n, n) by a given back-end; with the `points`, H0 right to rounding."""
+    began = time.perf_counter()
+    h0 = h0_diagram(spanning_tree(distances, points=points).deaths)[: len(distances)]
+    sample, radius, notes = subsample(distances, max_points) if degree else (distances[:0, :0], 0.0, ())
+    higher = rips_above_zero(rips, sample.cpu().numpy(), degree)
+    return Persistence([h0, *higher], radius, backend, time.perf_counter() - began, notes)
 
 
 def rips_above_zero(rips: backends.Rips, distances: np.ndarray, degree: int) -> list[np.ndarray]:
@@ -69,7 +79,8 @@ def rips_above_zero(rips: backends.Rips, distances: np.ndarray, degree: int) -> 
     return rips(distances, degree)[1:]
 
 
-def _distance_matrix(distances: Tensor | None) -> Tensor:
+def checked(distances: Tensor | None) -> Tensor:
+    """Return finite distances in float32 or float64; raise MeasurementError for anything else, naming the neurons."""
     assert distances is not None
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.is_floating_point():
         raise MeasurementError(

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from topoopt.errors import DiscoveryError
 from topoopt.neurons.group import NeuronGroup, named_tensors
-from topoopt.neurons.propagation import quiet
+from topoopt.neurons.propagation import STATISTICS, quiet
 
 TOLERANCE = 1e-9
 """Largest relative change of the output that a true symmetry causes in float64."""
@@ -65,9 +65,9 @@ class Gate:
                 scale = (1.0 / math.sqrt(max(1, fan))) if tensor.ndim > 1 else 0.3
                 shift = 1.0 if tensor.ndim == 1 and not last.startswith("bias") else 0.0
                 tensor.data.copy_(shift + scale * noise)
-            elif last in ("running_mean", "running_var"):
+            elif last in STATISTICS:
                 noise = torch.rand(tensor.shape, generator=self._generator, dtype=torch.float64)
-                tensor.copy_(0.5 + noise)
+                tensor.copy_(noise - 0.5 if last == "running_mean" else 0.5 + noise)
 
     def _outputs(self, grad: bool = False) -> list[Tensor]:
         with quiet(self.model), _reproducible(), torch.set_grad_enabled(grad), _HoldDoubles():

@@ -21,6 +21,12 @@ STATISTICS = ("running_mean", "running_var")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 """Operators that only run the graph they hold."""
+SHORT = 4096
+"""Constants up to this many numbers are looked into where they index."""
+VIEWS = frozenset(
+    """view reshape select slice narrow transpose permute t expand unsqueeze squeeze alias detach unbind split
+    split_with_sizes chunk getitem diagonal flatten unflatten movedim as_strided view_as to contiguous""".split()
+)
 COPIES = ("to", "_to_copy", "clone", "contiguous", "dropout", "detach", "alias", "type_as", "float", "identity")
 MIXING = frozenset(
     """linear matmul mm bmm addmm baddbmm einsum scaled_dot_product_attention conv1d conv2d conv3d convolution
@@ -60,22 +66,20 @@ def quiet(model: nn.Module) -> Iterator[None]:
     All is put back after. Hooks that compute weights (torch's own `weight_norm` and `spectral_norm`) stay; the user's must
     not see what is tried here.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    config = getattr(model, "config", None)
+    modules = list(model.modules())
+    held = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
     wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
     wanted["_experts_implementation_internal"] = "batched_mm"  # type: ignore[assignment]
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     saved: list[tuple[Any, str, Any]] = []
     try:
-        for module, _ in modes:
+        for module in modules:
             module.training = False
             for attribute in HOOKS:
                 hooks = getattr(module, attribute)
-                if hooks:
-                    saved.append((module, attribute, hooks))
-                    own = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
-                    setattr(module, attribute, OrderedDict(own))
-        for one in configs.values() if config is not None else ():
+                own = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
+                setattr(module, attribute, OrderedDict(own))
+        for one in configs.values():
             for name, value in wanted.items():
                 if getattr(one, name, None) is not None:
                     saved.append((one, name, getattr(one, name)))
@@ -84,8 +88,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
     finally:
         for one, name, value in reversed(saved):
             setattr(one, name, value)
-        for module, training in modes:
-            module.training = training
+        for module, attributes, buffers in held:  # a forward may also keep things on its module
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 class _Walk:
@@ -120,23 +127,23 @@ class _Walk:
             elif node.op == "call_function" and node in live:
                 self._env[node] = self._call(node)
                 if _writes(node):
-                    self._written(node.args[0])
+                    self._written(node)
                 if _is_residual_sum(node, order):
                     for axis in self._env[node].dims:
                         axis.mark("residual")
 
-    def _written(self, node: Any) -> None:
+    def _written(self, node: fx.Node) -> None:
         """What an operator wrote to in place, and what that is a view of, is filled with one number no longer."""
-        inner = self._env.get(node)
-        while isinstance(node, fx.Node) and isinstance(inner, Value):
-            value = self._env.get(node)
-            if isinstance(value, Value) and value.uniform:
-                value.uniform = False
-                kept = {id(axis.find()) for axis in inner.dims}
-                for axis in value.dims:
-                    if axis.size > 1 and id(axis.find()) not in kept:
-                        axis.freeze("written to position by position")
-            node = node.args[0] if node.op == "call_function" and node.args else None
+        written = self._env.get(node.args[0])
+        kept = {id(atom) for axis in written.dims for atom in axis.atoms()} if isinstance(written, Value) else set()
+        for base in _viewed(node):
+            value = self._env.get(base)
+            if not isinstance(value, Value) or not value.uniform:
+                continue
+            value.uniform = False
+            for axis in value.dims:
+                if axis.size > 1 and kept.isdisjoint(id(atom) for atom in axis.atoms()):
+                    axis.freeze("written to position by position")
 
     def _inline(self, args: tuple[Any, ...]) -> Any:
         """Walk the graph that an operator wraps (a region without gradients, or under autocast)."""
@@ -160,8 +167,10 @@ class _Walk:
             return self._found.values.setdefault(name, Value(fresh(shape), source=name, learned=True))
         if kind == "USER_INPUT":
             return Value(fresh(shape, "an input of the model"))
-        uniform = _is_uniform(self._tensors.get(target))
-        return Value(fresh(shape, None if uniform else f"the constant {target}"), uniform=uniform)
+        tensor = self._tensors.get(target)
+        uniform = _is_uniform(tensor)
+        content = tensor if isinstance(tensor, Tensor) and tensor.numel() <= SHORT and not tensor.is_meta else None
+        return Value(fresh(shape, None if uniform else f"the constant {target}"), uniform=uniform, content=content)
 
     def _call(self, node: fx.Node) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
@@ -286,15 +295,27 @@ def _origin(node: fx.Node) -> fx.Node:
 
 
 def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes on which an output depends; the others (dead code of the export) must not freeze anything."""
+    """Nodes on which an output depends, through values or through writes; dead code must not freeze anything."""
     live: set[fx.Node] = set()
     queue = [node for node in graph.nodes if node.op == "output"]
+    writers = [node for node in graph.nodes if node.op == "call_function" and _writes(node)]
     while queue:
         node = queue.pop()
         if node not in live:
             live.add(node)
             queue.extend(node.all_input_nodes)
+        if not queue:
+            queue = [writer for writer in writers if writer not in live and not live.isdisjoint(_viewed(writer))]
     return live
+
+
+def _viewed(node: fx.Node) -> Iterator[fx.Node]:
+    """What a writing operator's first operand is, and is a view of."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        yield node
+        if _operator(node.target) not in VIEWS:
+            return
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

@@ -36,6 +36,7 @@ def linear_map(out: list[int], *args: Any, **kwargs: Any) -> Value:
         source=only.source if keeps and only is not None else "",
         uniform=all(v.uniform for v in values),
         domain=only.domain if only is not None else None,
+        content=only.content if keeps and only is not None else None,
         roles=only.roles if keeps and only is not None else {},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from topoopt.neurons.axes import Axis, unify
+from topoopt.neurons.rules.shape import slice_
 from topoopt.neurons.rules.table import Value, broadcast, rule
 
 
@@ -37,6 +38,8 @@ def index_select(out: list[int], x: Value, dim: int, index: Value) -> Value:
 def index(out: list[int], x: Value, indices: list[Value | None]) -> Value:
     """x[i, :, j]: the indices are broadcast together and stand where the first of them stood."""
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if len(given) == 1 and (positions := _consecutive(*given[0], x)) is not None:
+        return slice_(out, x, given[0][0], positions[0], positions[0] + len(positions))
     masks = [i for _, i in given if len(i.dims) > 1 and len(given) == 1 and i.shape == x.shape[: len(i.dims)]]
     if masks and len(out) != len(x.dims) - 1 + len(masks[0].dims):
         return _give_up(out, x, given)
@@ -50,6 +53,14 @@ def index(out: list[int], x: Value, indices: list[Value | None]) -> Value:
     adjacent = taken == list(range(taken[0], taken[0] + len(taken))) if taken else True
     at = taken[0] if taken and adjacent else 0
     return Value([*rest[:at], *together, *rest[at:]])
+
+
+def _consecutive(dim: int, index: Value, x: Value) -> list[int] | None:
+    """The positions that a constant index names, when they follow one another: x[..., [-1], :] is a slice."""
+    if index.content is None or index.content.ndim != 1 or index.content.is_floating_point() or not len(index.content):
+        return None
+    positions = [int(i) % x.dims[dim].size for i in index.content.tolist()]
+    return positions if positions == list(range(positions[0], positions[0] + len(positions))) else None
 
 
 def _give_up(out: list[int], x: Value, given: list[tuple[int, Value]]) -> Value:

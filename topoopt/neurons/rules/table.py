@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from topoopt.neurons.axes import Axis, unify
 
 
@@ -25,6 +27,8 @@ class Value:
     """All entries are equal, so that any permutation leaves it alone."""
     domain: Axis | None = None
     """For integers that index: the axis whose positions they are."""
+    content: Tensor | None = None
+    """The numbers themselves, of a small constant of integers."""
     learned: bool = False
     """Made of parameters alone: a weight, whatever was done to it."""
     roles: dict[int, str] = field(default_factory=dict)
