@@ -63,13 +63,15 @@ def pair_distances(points: Tensor, i: Tensor, j: Tensor) -> Tensor:
 class Cloud:
     """Points (n, d), a centred copy of them, and the squared norms of that.
 
-    The copy is scaled by a power of two, so that no square leaves the range of float32; squares are of that scale.
+    The copy is scaled by a power of two, so that no square leaves the range of float32; squares are of that scale. With
+    `overwrite` it takes the place of the points, which are then good for `gram_squares` only.
     """
 
-    def __init__(self, points: Tensor) -> None:
+    def __init__(self, points: Tensor, *, overwrite: bool = False) -> None:
         self.points = as_points(points)
-        centred = self.points - self.points.mean(dim=0)  # smaller norms, so less cancels
-        size = float(centred.abs().amax()) if centred.numel() else 0.0
+        mean = self.points.mean(dim=0)  # without it norms are smaller, and less cancels
+        centred = self.points.sub_(mean) if overwrite else self.points - mean
+        size = float(torch.stack(centred.aminmax()).abs().max()) if centred.numel() else 0.0
         if not math.isfinite(size):
             refuse_nonfinite(self.points)
             raise MeasurementError("the points' mean overflows: their entries are too large to be weights")
@@ -98,7 +100,8 @@ class Cloud:
 
     def strips(self) -> Iterator[slice]:
         """Blocks of rows: of a strip only the columns from its own first row on are needed, the rest is its mirror."""
-        rows = max(1, self.chunk // max(1, len(self)))
+        n = max(1, len(self))
+        rows = max(1, min(self.chunk // n, -(-n // 6)))
         for start in range(0, len(self), rows):
             yield slice(start, min(start + rows, len(self)))
 

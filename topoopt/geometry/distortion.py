@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.cloud import Cloud, as_points, untrusted
+from topoopt.geometry.cloud import Cloud, as_points, refuse_nonfinite, untrusted
 from topoopt.geometry.extremes import Extremes, Pair
 from topoopt.geometry.precision import full_precision
 
@@ -134,7 +134,11 @@ class _Step:
     def __init__(self, before: Tensor, after: Tensor) -> None:
         self.cloud = Cloud(before)
         self._after = after
-        self._displacement = Cloud(after - before)
+        try:
+            self._displacement = Cloud(after - before, overwrite=True)
+        except MeasurementError:
+            refuse_nonfinite(after)  # names the neurons, where it was they
+            raise
         self._mixture = self.cloud.mixed_with(self._displacement)
         self._unit = self.cloud.scale / self._displacement.scale  # of |v| / |u| in the clouds' scales
 
