@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.no_grad():
         accuracy = (inner(images).argmax(1) == labels).double().mean()
     print(f"rank {rank} of {world}: accuracy {accuracy:.3f}, last factor {optimizer.lr_scale!r}")
+    dist.barrier()
     dist.destroy_process_group()
 
 
