@@ -84,7 +84,7 @@ def test_what_is_watched_is_still_there(seed, count, strength, noise):
     if watch.watched:
         assert (after >= before[watch.watched - 1] / resolution).sum() == watch.watched
     else:
-        assert (after < 2 * max(1.0, *before, 1.0)).all()
+        assert Watch.of(persistence(y).diagrams).watched == 0
 
 
 def diagrams(*ratios_of_h1: float) -> list[np.ndarray]:
@@ -95,12 +95,12 @@ def diagrams(*ratios_of_h1: float) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("found", "watched", "limit"),
     [
-        ((), 0, 2.0),
-        ((1.2, 1.1), 0, 2.0),
+        ((), 0, math.sqrt(2.0)),
+        ((1.25, 1.1), 0, math.sqrt(2.0 / (1.25 / 1.1))),
         ((4.0,), 1, 2.0),
         ((9.0, 8.0, 1.0), 2, math.sqrt(8.0)),
         ((12.0, 3.0, 1.5), 1, 2.0),
-        ((1.9, 1.8), 0, 2.0),
+        ((1.9, 1.8), 0, math.sqrt(2.0 / 1.8)),
     ],
 )
 def test_what_stands_out(found, watched, limit):
@@ -125,4 +125,4 @@ def test_a_window_that_certifies_nothing(window):
 
 
 def test_h0_alone_is_watched_by_nothing():
-    assert Watch.of(diagrams()[:1]) == Watch(0, 2.0)
+    assert Watch.of(diagrams()[:1]) == Watch(0, math.sqrt(2.0))

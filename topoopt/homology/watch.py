@@ -16,16 +16,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 GAP = 2.0
-"""Features stand out when the ratio death / birth of the least of them is at least this times that of the next."""
+"""Features stand out when the ratio death / birth of the least of them is at least this times that of the next one."""
 
 
 @dataclass(frozen=True)
 class Watch:
     """A certificate for the features of degree 1 and up, and how much of it has been used up.
 
-    Where some features stand out, by a factor g >= `GAP`, they are watched: while the resolution is below sqrt(g) there are
-    still exactly as many above all others, as theirs shrank and the others' grew by less than sqrt(g). Where none does,
-    none is watched, and while the resolution is below `GAP` none has come up that is `GAP` times the largest.
+    In a window of resolution b / a every ratio death / birth has grown or shrunk by at most b / a, so the gap between
+    neighbours in their sorted order, a factor g, by at most (b / a)^2. Where the widest gap is at least `GAP`, the features
+    above it are watched: below a resolution of sqrt(g) they are still as many, and above all others. Where it is less,
+    nothing stands out and none is watched: below sqrt(GAP / g) nothing has come to.
     """
 
     watched: int
@@ -41,9 +42,10 @@ class Watch:
         ratios = np.concatenate([np.ones(1), *(_ratios(d) for d in diagrams[1:])])  # 1: the diagonal
         ratios = np.sort(ratios)[::-1]
         gaps = ratios[:-1] / ratios[1:]
-        if not len(gaps) or gaps.max() < GAP:
-            return cls(0, GAP)
-        return cls(int(gaps.argmax()) + 1, math.sqrt(gaps.max()))
+        widest = float(gaps.max(initial=1.0))
+        if widest < GAP:
+            return cls(0, math.sqrt(GAP / widest))
+        return cls(int(gaps.argmax()) + 1, math.sqrt(widest))
 
     def observe(self, lower: float, upper: float) -> Watch:
         """Take note of the distortion from the diagrams' points to those of now (measured, not compounded)."""

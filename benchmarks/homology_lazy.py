@@ -1,0 +1,105 @@
+"""How often the certificate asks for H1, and whether it ever missed a feature: lazy against measuring every time.
+
+    python benchmarks/homology_lazy.py [--steps 1000] [--every 10]
+
+A two-layer tanh network on scikit-learn's digits, and a figure eight of neurons trained by full-batch gradient descent
+(Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670): there two loops stand out. The target is at most a quarter as many
+computations, with the same features reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from topoopt.geometry import ratios
+from topoopt.homology import Watch, persistence
+
+
+def digits(optimizer: Callable[..., torch.optim.Optimizer], width: int, lr: float) -> Iterator[Tensor]:
+    """The hidden neurons (width, 75) of a network in training, step by step."""
+    torch.manual_seed(0)
+    data: Any = load_digits()
+    x, y = torch.tensor(data["data"] / 16, dtype=torch.float32), torch.tensor(data["target"])
+    first, last = nn.Linear(64, width), nn.Linear(width, 10)
+    model = nn.Sequential(first, nn.Tanh(), last)
+    rule = optimizer(model.parameters(), lr=lr)
+    while True:
+        yield torch.cat([first.weight, first.bias[:, None], last.weight.T], dim=1).detach()
+        batch = torch.randint(0, len(x), (64,))
+        rule.zero_grad()
+        nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        rule.step()
+
+
+def figure_eight(lr: float) -> Iterator[Tensor]:
+    """200 neurons (w, a) of f(x) = sum a tanh(w x), started on a figure eight, learning 5 sin(2 x)."""
+    t = 2 * math.pi * torch.arange(200, dtype=torch.float64) / 200
+    neurons = torch.stack([t.sin(), t.sin() * t.cos()], dim=1).requires_grad_()
+    x = torch.linspace(-2, 2, 64, dtype=torch.float64)
+    while True:
+        yield neurons.detach().clone()
+        found = torch.tanh(x[:, None] * neurons[:, 0]) @ neurons[:, 1]
+        (gradient,) = torch.autograd.grad((found - 5 * torch.sin(2 * x)).square().mean() / 2, neurons)
+        with torch.no_grad():
+            neurons -= lr * gradient
+
+
+def features(diagrams: list[np.ndarray]) -> np.ndarray:
+    """Ratios death / birth of H1, largest first."""
+    h1 = diagrams[1]
+    return np.sort(h1[:, 1] / h1[:, 0])[::-1]
+
+
+def race(clouds: Iterator[Tensor], steps: int, every: int) -> tuple[int, int, int, int, int]:
+    """(measurements, computations, certified to watch features, of those wrong, largest number of features watched)."""
+    watch, reference = None, torch.zeros(0)
+    measured = computed = certified = wrong = watched = 0
+    for step, cloud in zip(range(steps), clouds):
+        if step % every:
+            continue
+        measured += 1
+        exact = persistence(cloud).diagrams
+        if watch is not None:
+            watch = watch.observe(*ratios(reference, cloud))
+        if watch is None or watch.stale:
+            watch, reference = Watch.of(exact), cloud.clone()
+            computed += 1
+        else:
+            certified += 1
+            found = np.append(features(exact), np.ones(2))
+            apart = found[watch.watched - 1] > found[watch.watched] if watch.watched else Watch.of(exact).watched == 0
+            wrong += not apart
+        watched = max(watched, watch.watched)
+    return measured, computed, certified, wrong, watched
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--steps", type=int, default=1000)
+    arguments.add_argument("--every", type=int, default=10)
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    runs = {
+        "digits, 64 neurons, SGD 0.1": digits(torch.optim.SGD, 64, 0.1),
+        "digits, 200 neurons, SGD 0.1": digits(torch.optim.SGD, 200, 0.1),
+        "digits, 64 neurons, Adam 0.001": digits(torch.optim.Adam, 64, 1e-3),
+        "digits, 200 neurons, Adam 0.01": digits(torch.optim.Adam, 200, 1e-2),
+        "figure eight, GD 0.005": figure_eight(0.005),
+        "figure eight, GD 0.04": figure_eight(0.04),
+    }
+    print(f"{'run':<34}{'measured':>9}{'computed':>9}{'share':>8}{'wrong':>7}{'watched':>9}")
+    for name, clouds in runs.items():
+        measured, computed, _, wrong, watched = race(clouds, options.steps, options.every)
+        print(f"{name:<34}{measured:>9}{computed:>9}{computed / measured:>8.2f}{wrong:>7}{watched:>9}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
