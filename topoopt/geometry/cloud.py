@@ -18,7 +18,7 @@ from topoopt.errors import MeasurementError
 
 TRUST = {torch.float32: 1e-3, torch.float64: 1e-6}
 """A squared distance from the Gram matrix is trusted above this share of |x|^2 + |y|^2."""
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Numbers of a strip of a matrix, and of gathered differences: what stays in a processor's cache, or fills a GPU."""
 
 

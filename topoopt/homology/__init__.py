@@ -1,7 +1,9 @@
 """Persistent homology of neuron clouds. Tensors or distances in, diagrams out."""
 
+from topoopt.homology.births import loop_births
 from topoopt.homology.diagrams import betti_curve, bottleneck, persistence_entropy, prominent, total_persistence
 from topoopt.homology.h0 import SpanningTree, spanning_tree
+from topoopt.homology.merge_tree import merge_tree
 from topoopt.homology.persistence import Persistence, persistence
 from topoopt.homology.watch import Watch
 from topoopt.homology.worker import Finished, HomologyWorker
@@ -14,6 +16,8 @@ __all__ = [
     "Watch",
     "betti_curve",
     "bottleneck",
+    "loop_births",
+    "merge_tree",
     "persistence",
     "persistence_entropy",
     "prominent",
