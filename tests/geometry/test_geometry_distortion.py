@@ -191,6 +191,8 @@ def test_fewer_than_two_points(n):
 def test_different_shapes_are_refused():
     with pytest.raises(MeasurementError, match=r"\(4, 3\) and \(5, 3\)"):
         compare(cloud(4, 3), cloud(5, 3))
+    with pytest.raises(MeasurementError, match=r"4 points have shape \(5, 5\)"):
+        ratios(cloud(4, 3), cloud(4, 3), distances=torch.zeros(5, 5))
 
 
 @pytest.mark.parametrize("function", [compare, ratios])

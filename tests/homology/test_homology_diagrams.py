@@ -30,8 +30,8 @@ def diagrams(draw, positive=False, coarse=False):
 def test_bottleneck_against_gudhi(a, b, c, d):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert bottleneck(a, b) == pytest.approx(gudhi.bottleneck_distance(a, b), abs=1e-12)
-        assert bottleneck(c, d) == pytest.approx(gudhi.bottleneck_distance(c, d), abs=1e-12)
+        assert bottleneck(a, b) == pytest.approx(gudhi.bottleneck_distance(a, b, 0.0), abs=1e-12)
+        assert bottleneck(c, d) == pytest.approx(gudhi.bottleneck_distance(c, d, 0.0), abs=1e-12)
         assert bottleneck(c, d) == bottleneck(d, c)
         assert bottleneck(a, a) == 0.0
 
@@ -40,7 +40,7 @@ def test_bottleneck_against_gudhi(a, b, c, d):
 @given(a=diagrams(positive=True), b=diagrams(positive=True))
 def test_log_bottleneck_is_the_bottleneck_of_logs(a, b):
     if len(a) and len(b):
-        assert bottleneck(a, b, log=True) == pytest.approx(gudhi.bottleneck_distance(np.log(a), np.log(b)), abs=1e-12)
+        assert bottleneck(a, b, log=True) == pytest.approx(gudhi.bottleneck_distance(np.log(a), np.log(b), 0.0), abs=1e-12)
     assert bottleneck(a, 3 * a, log=True) <= math.log(3) + 1e-12
 
 

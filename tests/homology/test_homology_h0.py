@@ -1,5 +1,8 @@
 """The spanning tree against ripser bit for bit, scipy, and its definition; ties, duplicates, what is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import ripser
@@ -138,6 +141,28 @@ def test_the_merge_tree_is_single_linkage(n, seed, clusters):
     k = min(clusters, n)
     same, expected_same = ([a == b for a in c for b in c] for c in (cut_tree(m, k) for m in (merges, expected)))
     assert same == expected_same
+
+
+PEAK = """
+import resource, torch
+from topoopt.homology import spanning_tree
+torch.set_num_threads(1)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+matrix = torch.rand({n}, {n})
+for i in range(0, {n}, 256): matrix[i:, i : i + 256] = matrix[i : i + 256, i:].T
+matrix = torch.minimum(matrix, matrix.T)
+spanning_tree(matrix[:9, :9]); before = peak()
+spanning_tree(matrix)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_working_set():
+    """What the docstring states; the peak before the call counts a copy of the matrix, so the bound is on what is above."""
+    n = 4096
+    run = subprocess.run([sys.executable, "-c", PEAK.format(n=n)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1.4 * 4 * n * n
 
 
 @pytest.mark.gpu

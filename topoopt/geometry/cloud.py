@@ -56,8 +56,18 @@ def refuse_nonfinite(matrix: Tensor) -> Tensor:
 @torch.no_grad()
 def pair_distances(points: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Distances of some pairs of points (n, d) from their differences: index tensors (m,), (m,) -> (m,)."""
-    cloud = Cloud(points)
-    return cloud.exact_squares(i, j).sqrt_().mul_(1 / cloud.scale)
+    x = as_points(points)
+    step, parts = max(1, chunk_of(x) // max(1, x.shape[1])), [x.new_zeros(0)]
+    for a, b in zip(i.split(step), j.split(step)):
+        difference = x[a].sub_(x[b])
+        unit = difference.abs().amax(dim=1).clamp_min_(torch.finfo(x.dtype).tiny)  # so that no square underflows
+        parts.append(torch.linalg.vector_norm(difference.div_(unit[:, None]), dim=1).mul_(unit))
+    return torch.cat(parts)
+
+
+def chunk_of(tensor: Tensor) -> int:
+    """Numbers to work on at a time on a tensor's device."""
+    return CHUNK["cpu" if tensor.device.type == "cpu" else "cuda"]
 
 
 class Cloud:
@@ -96,7 +106,7 @@ class Cloud:
     @property
     def chunk(self) -> int:
         """Numbers to work on at a time."""
-        return CHUNK["cpu" if self.points.device.type == "cpu" else "cuda"]
+        return chunk_of(self.points)
 
     def strips(self) -> Iterator[slice]:
         """Blocks of rows: of a strip only the columns from its own first row on are needed, the rest is its mirror."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.cloud import CHUNK, as_points, refuse_nonfinite
+from topoopt.geometry.cloud import as_points, chunk_of, refuse_nonfinite
 
 TOLERANCE = 1e-2
 """Of the median norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
@@ -62,7 +62,7 @@ def degeneracy(
 def nearest_other(distances: Tensor) -> Tensor:
     """Distance of every point's nearest other: (n, n) -> (n,); inf for a single point. Copies `cloud.CHUNK` numbers."""
     n = distances.shape[0]
-    rows = max(1, CHUNK["cpu" if distances.device.type == "cpu" else "cuda"] // n)
+    rows = max(1, chunk_of(distances) // n)
     nearest = []
     for start in range(0, n, rows):
         strip = distances[start : start + rows].clone()

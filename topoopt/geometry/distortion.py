@@ -94,11 +94,15 @@ def ratios(before: Tensor, after: Tensor, *, distances: Tensor | None = None) ->
     distances, not at the displacement, and cannot tell ratios that differ by less than about 1e-4 from each other.
 
     Raises:
-        MeasurementError: as `compare` does.
+        MeasurementError: as `compare` does, and for distances of another shape.
     """
     x, y = _same_shape(before, after)
     if len(x) < 2:
         return 1.0, 1.0
+    if distances is not None and distances.shape != (len(x), len(x)):
+        raise MeasurementError(
+            f"distances of {len(x)} points have shape {tuple(distances.shape)}: give those of `after`"
+        )
     first = Cloud(x)
     last = Cloud(y) if distances is None else None
     lower, upper = Extremes("min"), Extremes("max")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topoopt.geometry.cloud import CHUNK
+from topoopt.geometry.cloud import chunk_of
 from topoopt.homology.h0 import spanning_tree
 
 NEAREST = 32
@@ -43,7 +43,7 @@ def _candidates(distances: Tensor) -> Tensor:
         min(NEAREST, n), largest=False
     ).indices  # the point itself is among them and rules out nothing
     alive = torch.ones(n, n, dtype=torch.bool, device=distances.device)
-    rows = max(1, _chunk(distances) // n)
+    rows = max(1, chunk_of(distances) // n)
     for start in range(0, n, rows):
         strip, part = distances[start : start + rows], alive[start : start + rows]
         for k in near[start : start + rows].T:
@@ -55,14 +55,10 @@ def _candidates(distances: Tensor) -> Tensor:
 def _relative_neighbours(distances: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Those candidate pairs to both ends of which no point is nearer than they are to each other."""
     i, j = candidates.nonzero(as_tuple=True)
-    step = max(1, _chunk(distances) // len(distances))
+    step = max(1, chunk_of(distances) // len(distances))
     kept = [
         torch.maximum(distances[a], distances[b]).amin(dim=1) >= distances[a, b]
         for a, b in zip(i.split(step), j.split(step))
     ]
     keep = torch.cat(kept)
     return i[keep], j[keep]
-
-
-def _chunk(distances: Tensor) -> int:
-    return CHUNK["cpu" if distances.device.type == "cpu" else "cuda"]
