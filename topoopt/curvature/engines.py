@@ -145,7 +145,7 @@ class ThroughGrad(FiniteDifferences):
                 parameter.grad = grad
 
 
-class moved:  # noqa: N801 -- reads as a preposition: `with moved(parameters, vectors, step):`
+class moved:
     """The parameters shifted by step * vectors inside the block, and exactly what they were after it."""
 
     def __init__(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor], step: float) -> None:

@@ -38,10 +38,12 @@ def field_proximity(
     first `candidates` of them: with n <= `candidates` it is the maximum, else a lower bound that rarely misses it.
 
     Args:
-        optimizer: the optimizer whose step is meant; options are `spectrum.proximity`'s.
+        optimizer: the optimizer whose step is meant.
         loss: see there.
         indices: flat positions of each neuron's weights.
         parameters: what the positions count through; None: the optimizer's parameters in order.
+        candidates: neurons whose block's norm is computed.
+        options: `spectrum.proximity`'s.
     """
     with opened(optimizer, loss, **options) as spectrum:
         return field_of(spectrum, indices, parameters, candidates)

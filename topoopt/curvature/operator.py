@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from topoopt.curvature.copying import displacement
 from topoopt.curvature.engines import STEP, Engine, FiniteDifferences, moved
-from topoopt.curvature.rules import Moment, spec_of
+from topoopt.curvature.rates import Moment
+from topoopt.curvature.rules import spec_of
 
 Product = Callable[[Tensor], Tensor]
 
@@ -77,14 +78,12 @@ def rates(
             continue
         dense = grad.to_dense() if grad.layout is not torch.strided else grad
         dense = -dense if group.get("maximize") else dense
-        decay = float(group.get("weight_decay") or 0.0)
-        coupled = 0.0 if spec.decoupled(group) else decay
+        coupled = spec.coupled(group)
         dense = dense.add(p, alpha=coupled) if coupled else dense
-        state = optimizer.state.get(p, {})
-        rate = spec.rate(Moment(state, group, dense, upcoming or not state))
+        moment = Moment.of(optimizer.state.get(p, {}), group, dense, upcoming)
+        rate = spec.rate(moment)
         weights.append(rate)
-        decoupled = float(group["lr"]) * decay if spec.decoupled(group) else 0.0
-        shifts.append(rate * coupled + decoupled)
+        shifts.append(rate * coupled + spec.decoupled(moment))
     return layout.flatten(weights), layout.flatten(shifts)
 
 

@@ -69,7 +69,8 @@ class Probe:
             first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim), None)
             self.size = self.size if first is None else int(first.shape[0])
 
-        handle = model.register_forward_pre_hook(torch.compiler.disable(see), with_kwargs=True)
+        hook: Any = torch.compiler.disable(see)
+        handle = model.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             yield
         finally:

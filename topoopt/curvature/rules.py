@@ -11,45 +11,17 @@ for averaged gradients, 2 (1 + b)^2 / (1 + 2 b) for Nesterov's form, whose w con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Group = dict[str, Any]
-Rate = Callable[["Moment"], Tensor | float]
+from topoopt.curvature import rates
+from topoopt.curvature.rates import Group, Moment
 
-
-@dataclass(frozen=True)
-class Moment:
-    """What a rule may see of one parameter: its state, its group's settings, and the gradient of the step."""
-
-    state: dict[str, Any]
-    group: Group
-    grad: Tensor
-    """Gradient with coupled weight decay and the sign of `maximize`."""
-    upcoming: bool
-
-    def steps(self) -> float:
-        """t of the step, counted from 1."""
-        t = self.state.get("step", 0)
-        return max(1.0, float(t) + (1.0 if self.upcoming else 0.0))
-
-    def average(self, key: str, new: Tensor, beta: float) -> Tensor:
-        """An exponential average as it stands in the step."""
-        old = self.state.get(key)
-        if not self.upcoming and isinstance(old, Tensor):
-            return old
-        return beta * old + (1 - beta) * new if isinstance(old, Tensor) else (1 - beta) * new
-
-    @property
-    def lr(self) -> float:
-        """The group's learning rate."""
-        return float(self.group["lr"])
+Rate = Callable[[Moment], Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -59,8 +31,22 @@ class RuleSpec:
     name: Callable[[Group], str]
     rate: Rate
     edge: Callable[[Group], float]
-    decoupled: Callable[[Group], bool]
-    decay: str = "weight_decay"
+    is_decoupled: Callable[[Group], bool]
+    shrinks: Rate | None = None
+    """Decay of its own besides `weight_decay`, per step."""
+
+    def coupled(self, group: Group) -> float:
+        """c: the part of the weight that is added to the gradient."""
+        return 0.0 if self.is_decoupled(group) else _decay(group)
+
+    def decoupled(self, moment: Moment) -> Tensor | float:
+        """s: the part of the weight that a step takes off, whatever the gradient."""
+        own = self.shrinks(moment) if self.shrinks else 0.0
+        return own + (moment.lr * _decay(moment.group) if self.is_decoupled(moment.group) else 0.0)
+
+
+def _decay(group: Group) -> float:
+    return float(group.get("weight_decay") or 0.0)
 
 
 def heavy_ball(beta: float) -> float:
@@ -71,94 +57,6 @@ def heavy_ball(beta: float) -> float:
 def nesterov(beta: float) -> float:
     """Edge of Nesterov's form in units of r: the root -1 of z^2 - (1 + b)(1 - s) z + b (1 - s) at r = (1 + b) s."""
     return 2.0 * (1.0 + beta) ** 2 / (1.0 + 2.0 * beta)
-
-
-# -- rates -------------------------------------------------------------------------------------------------------------
-
-
-def _sgd(m: Moment) -> float:
-    fresh = m.state.get("momentum_buffer") is None
-    beta, dampening = m.group.get("momentum", 0.0), m.group.get("dampening", 0.0)
-    entering = 1.0 if fresh or beta == 0 else 1.0 - dampening
-    return m.lr * (1.0 + beta * entering if m.group.get("nesterov") else entering)
-
-
-def _root(m: Moment, key: str = "exp_avg_sq") -> Tensor:
-    """sqrt(v_hat) of the Adam family, with AMSGrad's maximum."""
-    beta2 = float(m.group["betas"][1])
-    v = m.average(key, m.grad * m.grad, beta2)
-    if m.group.get("amsgrad"):
-        peak = m.state.get("max_exp_avg_sq")
-        v = torch.maximum(peak, v) if isinstance(peak, Tensor) else v
-    return (v / (1 - beta2 ** m.steps())).sqrt()
-
-
-def _averaging(m: Moment) -> float:
-    beta1 = float(m.group["betas"][0])
-    return (1 - beta1) / (1 - beta1 ** m.steps())
-
-
-def _adam(m: Moment) -> Tensor:
-    return m.lr * _averaging(m) / (_root(m) + m.group["eps"])
-
-
-def _nadam(m: Moment) -> Tensor:
-    beta1, psi, t = float(m.group["betas"][0]), m.group["momentum_decay"], m.steps()
-    mu, following = (beta1 * (1 - 0.5 * 0.96 ** (s * psi)) for s in (t, t + 1))
-    product = float(m.state.get("mu_product", 1.0)) * (mu if m.upcoming or "mu_product" not in m.state else 1.0)
-    share = (1 - mu) / (1 - product) + following * (1 - beta1) / (1 - product * following)
-    return m.lr * share / (_root(m) + m.group["eps"])
-
-
-def _radam(m: Moment) -> Tensor | float:
-    beta2, t = float(m.group["betas"][1]), m.steps()
-    longest = 2 / (1 - beta2) - 1
-    rho = longest - 2 * t * beta2**t / (1 - beta2**t)
-    if rho <= 5:
-        return m.lr * _averaging(m)
-    rectify = math.sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
-    v = m.average("exp_avg_sq", m.grad * m.grad, beta2)
-    return m.lr * _averaging(m) * rectify * math.sqrt(1 - beta2**t) / (v.sqrt() + m.group["eps"])
-
-
-def _adamax(m: Moment) -> Tensor:
-    beta2, size = float(m.group["betas"][1]), m.grad.abs() + m.group["eps"]
-    norm = m.state.get("exp_inf")
-    if m.upcoming or not isinstance(norm, Tensor):
-        norm = torch.maximum(beta2 * norm, size) if isinstance(norm, Tensor) else size
-    return m.lr * _averaging(m) / norm
-
-
-def _rmsprop(m: Moment) -> Tensor:
-    alpha = float(m.group["alpha"])
-    v = m.average("square_avg", m.grad * m.grad, alpha)
-    if m.group.get("centered"):
-        v = v - m.average("grad_avg", m.grad, alpha).square()
-    return m.lr / (v.clamp_min(0).sqrt() + m.group["eps"])
-
-
-def _adagrad(m: Moment) -> Tensor:
-    total = m.state.get("sum")
-    if m.upcoming or not isinstance(total, Tensor):
-        total = (
-            total if isinstance(total, Tensor) else m.group.get("initial_accumulator_value", 0.0)
-        ) + m.grad * m.grad
-    return m.lr / (1 + (m.steps() - 1) * m.group["lr_decay"]) / (total.sqrt() + m.group["eps"])
-
-
-def _adadelta(m: Moment) -> Tensor:
-    v = m.average("square_avg", m.grad * m.grad, float(m.group["rho"]))
-    moved = m.state.get("acc_delta")
-    moved = moved if isinstance(moved, Tensor) else torch.zeros_like(m.grad)
-    return m.lr * (moved + m.group["eps"]).sqrt() / (v + m.group["eps"]).sqrt()
-
-
-def _asgd(m: Moment) -> float:
-    eta = m.state.get("eta")
-    return float(eta) if eta is not None else m.lr
-
-
-# -- the table -------------------------------------------------------------------------------------------------------------
 
 
 def _sgd_name(group: Group) -> str:
@@ -176,25 +74,27 @@ def _beta1(group: Group) -> float:
     return float(group["betas"][0])
 
 
-def _family(name: str, rate: Rate, edge: Callable[[Group], float], decoupled: bool | None = False) -> RuleSpec:
+def _family(
+    name: str, rate: Rate, edge: Callable[[Group], float], decoupled: bool | None = False, shrinks: Rate | None = None
+) -> RuleSpec:
     def is_decoupled(group: Group) -> bool:
         return bool(group.get("decoupled_weight_decay", False)) if decoupled is None else decoupled
 
-    return RuleSpec(lambda _: name, rate, edge, is_decoupled)
+    return RuleSpec(lambda _: name, rate, edge, is_decoupled, shrinks)
 
 
 RULES: dict[str, RuleSpec] = {
-    "SGD": RuleSpec(_sgd_name, _sgd, _sgd_edge, lambda _: False),
-    "Adam": _family("adam", _adam, lambda g: heavy_ball(_beta1(g)), None),
-    "AdamW": _family("adamw", _adam, lambda g: heavy_ball(_beta1(g)), True),
-    "SparseAdam": _family("sparse adam", _adam, lambda g: heavy_ball(_beta1(g))),
-    "NAdam": _family("nadam", _nadam, lambda g: nesterov(_beta1(g)), None),
-    "RAdam": _family("radam", _radam, lambda g: heavy_ball(_beta1(g)), None),
-    "Adamax": _family("adamax", _adamax, lambda g: heavy_ball(_beta1(g))),
-    "RMSprop": _family("rmsprop", _rmsprop, lambda g: heavy_ball(float(g.get("momentum", 0.0)))),
-    "Adagrad": _family("adagrad", _adagrad, lambda g: 2.0),
-    "Adadelta": _family("adadelta", _adadelta, lambda g: 2.0),
-    "ASGD": _family("asgd", _asgd, lambda g: 2.0),
+    "SGD": RuleSpec(_sgd_name, rates.sgd, _sgd_edge, lambda _: False),
+    "Adam": _family("adam", rates.adam, lambda g: heavy_ball(_beta1(g)), None),
+    "AdamW": _family("adamw", rates.adam, lambda g: heavy_ball(_beta1(g)), True),
+    "SparseAdam": _family("sparse adam", rates.sparse_adam, lambda g: heavy_ball(_beta1(g))),
+    "NAdam": _family("nadam", rates.nadam, lambda g: nesterov(_beta1(g)), None),
+    "RAdam": _family("radam", rates.radam, lambda g: heavy_ball(_beta1(g)), None),
+    "Adamax": _family("adamax", rates.adamax, lambda g: heavy_ball(_beta1(g))),
+    "RMSprop": _family("rmsprop", rates.rmsprop, lambda g: heavy_ball(float(g.get("momentum", 0.0)))),
+    "Adagrad": _family("adagrad", rates.adagrad, lambda g: 2.0),
+    "Adadelta": _family("adadelta", rates.adadelta, lambda g: 2.0),
+    "ASGD": _family("asgd", rates.asgd, lambda g: 2.0, shrinks=rates.asgd_shrinks),
 }
 """Recognised rules by the name of torch's class; subclasses that change `step` are not recognised by it."""
 
