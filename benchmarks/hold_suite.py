@@ -136,7 +136,8 @@ def train(task: Task, data: list[Batch], make: Callable[[nn.Module], Any], hold:
     if not schedule:
         optimizer.train()
     losses = []
-    for current in data:
+    for batch in data:
+        current = batch
         optimizer.zero_grad()
         value = loss()
         value.backward()
@@ -168,6 +169,31 @@ def others() -> dict[str, Callable[[nn.Module], Any]]:
     return found
 
 
+@dataclass(frozen=True)
+class Row:
+    """One task's losses."""
+
+    first: float
+    best: float
+    held: float
+    cells: list[str]
+
+
+def compare(task: Task, steps: int, rivals: dict[str, Callable[[nn.Module], Any]]) -> Row:
+    """All runs of one task."""
+    data = batches(task.data, steps)
+
+    def plain(lr: float) -> Callable[[nn.Module], Any]:
+        return lambda model: MAKE[task.rule](model.parameters(), lr=lr)
+
+    grid = {lr: train(task, data, plain(lr))[1] for lr in GRID[task.rule]}
+    best = min(grid, key=lambda lr: grid[lr])
+    first, held = train(task, data, plain(1.0), hold=True)
+    cells = [task.name, task.rule, f"{first:.3f}", f"{grid[best]:.4f}", f"{best:g}", f"{held:.4f}"]
+    cells += [f"{held / grid[best]:.2f}", *(f"{train(task, data, make)[1]:.4f}" for make in rivals.values())]
+    return Row(first, grid[best], held, cells)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
@@ -177,26 +203,14 @@ def main() -> None:
     rivals = others()
     columns = ["task", "rule", "first", "best of 7", "at lr", "Hold", "ratio", *rivals]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    good = total = diverged = 0
+    rows = []
     for task in TASKS:
-        if options.only not in f"{task.name} {task.rule}":
-            continue
-        data = batches(task.data, options.steps)
-        grid = {
-            lr: train(task, data, lambda m, lr=lr: MAKE[task.rule](m.parameters(), lr=lr))[1] for lr in GRID[task.rule]
-        }
-        best = min(grid, key=lambda lr: grid[lr] if math.isfinite(grid[lr]) else math.inf)
-        first, held = train(task, data, lambda m: MAKE[task.rule](m.parameters(), lr=1.0), hold=True)
-        others_losses = [train(task, data, make)[1] for make in rivals.values()]
-        total += 1
-        good += held <= 1.5 * grid[best]
-        diverged += not math.isfinite(held) or held > first
-        cells = [task.name, task.rule, f"{first:.3f}", f"{grid[best]:.4f}", f"{best:g}", f"{held:.4f}",
-                 f"{held / grid[best]:.2f}", *[f"{loss:.4f}" for loss in others_losses]]  # fmt: skip
-        print("| " + " | ".join(cells) + " |", flush=True)
-    print(
-        f"\nHold diverged in {diverged} of {total} tasks, and ended within 1.5 of the best of the grid in {good} of {total}."
-    )
+        if options.only in f"{task.name} {task.rule}":
+            rows.append(compare(task, options.steps, rivals))
+            print("| " + " | ".join(rows[-1].cells) + " |", flush=True)
+    good = sum(row.held <= 1.5 * row.best for row in rows)
+    diverged = sum(not row.held <= row.first for row in rows)
+    print(f"\nHold diverged in {diverged} of {len(rows)} tasks; it ended within 1.5 of the best of the grid in {good}.")
 
 
 if __name__ == "__main__":

@@ -98,10 +98,11 @@ def test_preserve_needs_three_readings_to_go_up_and_one_to_go_down() -> None:
     assert run(Preserve(0.9), [0.5, 1.8, 0.5, 0.5, 0.5]) == [1.0, 0.5, 0.5, 0.5, 1.0]
 
 
-def test_simplify_goes_to_the_edge_from_both_sides_and_grows_slowly() -> None:
+def test_simplify_begins_at_the_edge_from_both_sides_and_grows_slowly_from_there() -> None:
     assert run(Simplify(1.03), [4.12])[0] == pytest.approx(0.5)
-    up = run(Simplify(1.03), [0.5] * 8)
-    assert up[0] == pytest.approx(1.3)
+    assert run(Simplify(1.03), [0.5])[0] == pytest.approx(4.12)
+    up = run(Simplify(1.03), [2.06] + [0.5] * 8)
+    assert up[:2] == pytest.approx([1.0, 1.3])
     assert all(later <= 1.3 * earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(up))
     assert up[-1] == pytest.approx(2.06 / 0.5)
 

@@ -85,7 +85,8 @@ class Simplify:
         if not seen:
             return 1.0, "none", f"r is not known yet ({reading.reason})"
         limits = {"target": self.target * reading.edge / seen[-1], "ceiling": self.ceiling * reading.base_lr}
-        limits["growth"] = GROWTH * (last if isinstance(last, float) else max(lr, 0.0))
+        if isinstance(last, float):  # the first rate is a measured one: where it leads must not hang on the user's own
+            limits["growth"] = GROWTH * last
         rule = min(limits, key=lambda name: limits[name])
         return limits[rule] / lr, rule, ""
 

@@ -1,0 +1,77 @@
+"""The figure eight: below eta* both loops of the neurons survive, at the edge they vanish, whatever rate the user gave.
+
+200 neurons (w, a) start on a figure eight; f(x) = sum a tanh(w x) learns 5 sin(2x) by full-batch gradient descent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from topoopt import TopoOptimizer
+from topoopt.geometry import distances
+from topoopt.homology import persistence
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        t = 2 * math.pi * torch.arange(200, dtype=torch.float64) / 200
+        self.hidden = nn.Linear(1, 200, bias=False, dtype=torch.float64)
+        self.out = nn.Linear(200, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.sin(t)[:, None])
+            self.out.weight.copy_((torch.sin(t) * torch.cos(t))[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.hidden(x)))
+
+    def loops(self) -> list[float]:
+        """The two largest H1 persistences over the diameter."""
+        d = distances(torch.stack([self.hidden.weight[:, 0], self.out.weight[0]], dim=1))
+        lives = [(death - birth) / float(d.max()) for birth, death in persistence(distances=d).diagrams[1]]
+        return (sorted(lives, reverse=True) + [0.0, 0.0])[:2]
+
+
+def train(mode: str, lr: float) -> tuple[list[float], float, float]:
+    net = Net()
+    x = torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
+    y = 5 * torch.sin(2 * x)
+
+    def loss() -> Tensor:
+        return (net(x) - y).square().mean() / 2
+
+    first = float(loss().detach())
+    optimizer = TopoOptimizer(torch.optim.SGD(net.parameters(), lr=lr), net, mode=mode, loss=loss)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    optimizer.detach()
+    return net.loops(), first, float(loss().detach())
+
+
+def test_it_starts_with_two_loops() -> None:
+    assert Net().loops() == pytest.approx([0.337, 0.337], abs=1e-3)
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.03, 0.06])
+def test_preserve_keeps_both_loops(lr: float) -> None:
+    loops, first, last = train("preserve", lr)
+    assert min(loops) >= 0.1
+    assert last < 0.01 * first
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.03, 0.06])
+def test_simplify_removes_them_at_a_finite_loss(lr: float) -> None:
+    loops, first, last = train("simplify", lr)
+    assert max(loops) <= 0.01
+    assert last < first
+
+
+def test_a_large_plain_rate_removes_them_too() -> None:
+    loops, _, _ = train("report", 0.04)
+    assert max(loops) <= 0.01
