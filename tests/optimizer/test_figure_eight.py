@@ -33,7 +33,7 @@ class Net(nn.Module):
         """The two largest H1 persistences over the diameter."""
         d = distances(torch.stack([self.hidden.weight[:, 0], self.out.weight[0]], dim=1))
         lives = [(death - birth) / float(d.max()) for birth, death in persistence(distances=d).diagrams[1]]
-        return (sorted(lives, reverse=True) + [0.0, 0.0])[:2]
+        return ([*sorted(lives, reverse=True), 0.0, 0.0])[:2]
 
 
 def train(mode: str, lr: float) -> tuple[list[float], float, float]:
