@@ -41,7 +41,22 @@ _HOME = {
     "Schedule": "topoopt.control",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [  # noqa: RUF022 -- in the order in which one meets them
+    "TopoOptimizer",
+    "TopoConfig",
+    "Phase",
+    "Measurement",
+    "NeuronGroup",
+    "discover",
+    "verify",
+    "compact",
+    "Report",
+    "Preserve",
+    "Simplify",
+    "Hold",
+    "Schedule",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from topoopt.optimizer.untraced import untraced
+
 
 class InputCapture:
     """Holds the arguments of the first forward of `model` until `take` is called; costs one dict look-up a forward."""
 
     def __init__(self, model: nn.Module) -> None:
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._handle = model.register_forward_pre_hook(torch.compiler.disable(self._see), with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(untraced(self._see), with_kwargs=True)
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._inputs is None:

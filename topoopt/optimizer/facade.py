@@ -62,7 +62,7 @@ class TopoOptimizer(Optimizer):
     # -- the wrapped optimizer ---------------------------------------------------------------------------------------
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The wrapped optimizer's parameter groups."""
         return self.optimizer.param_groups
 
@@ -71,7 +71,7 @@ class TopoOptimizer(Optimizer):
         self.optimizer.param_groups = value
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The wrapped optimizer's state."""
         return self.optimizer.state
 
@@ -80,7 +80,7 @@ class TopoOptimizer(Optimizer):
         self.optimizer.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         """The wrapped optimizer's defaults."""
         return self.optimizer.defaults
 
@@ -88,7 +88,7 @@ class TopoOptimizer(Optimizer):
     def defaults(self, value: dict[str, Any]) -> None:
         self.optimizer.defaults = value
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of the wrapped optimizer; its hooks measure and steer."""
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 

@@ -10,10 +10,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from topoopt.errors import ConfigError
+from topoopt.optimizer.untraced import untraced
 
 _MARK = "_topoopt_hooks"
 
@@ -47,8 +47,8 @@ class StepHooks:
         self._base = base
         # Compiled optimizer steps must not trace into measuring; disabled hooks cost one graph break, not a recompile.
         self._handles = [
-            base.register_step_pre_hook(torch.compiler.disable(self._pre)),
-            base.register_step_post_hook(torch.compiler.disable(self._post)),
+            base.register_step_pre_hook(untraced(self._pre)),
+            base.register_step_post_hook(untraced(self._post)),
         ]
         setattr(base, _MARK, weakref.ref(self))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
@@ -93,7 +93,7 @@ class Spectral:
         group = groups[self._turn % len(groups)]
         self._turn += 1
         parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
-        block = {parameters[name]: mask for name, mask in group.masks(model).items()}
+        block: dict[Tensor, Tensor] = {parameters[name]: mask for name, mask in group.masks(model).items()}
         return group.name, tracked.block(block).r
 
     def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> float:
