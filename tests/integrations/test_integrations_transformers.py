@@ -334,6 +334,42 @@ def test_resume_is_the_unbroken_run(make_trainer, tmp_path, mode):
     assert clean[0] == clean[1]
 
 
+def test_a_topo_optimizer_of_ones_own(make_trainer, tmp_path):
+    """Without the callback: Trainer takes a wrapped optimizer as any other, and its checkpoint holds both states."""
+    from topoopt import TopoOptimizer
+
+    def wrapped(model):
+        return TopoOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-2), model, **OPTIONS)
+
+    ends = []
+    for kind in ("bare", "wrapped", "resumed"):
+        model = bert()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2) if kind == "bare" else wrapped(model)
+        folder = {"folder": "bare"} if kind == "bare" else {}
+        trainer = make_trainer(
+            None, model=model, trainer={"optimizers": (optimizer, None)}, save_strategy="steps", save_steps=3, **folder
+        )
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3") if kind == "resumed" else None)
+        ends.append(weights(trainer))
+        if kind != "bare":
+            assert optimizer.steps == STEPS
+            assert optimizer.last is not None
+            assert optimizer.last.step == 4
+    assert equal(ends[0], ends[1])
+    assert equal(ends[0], ends[2])
+
+
+def test_deepspeed_is_named_and_left_alone(make_trainer, caplog):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback)
+    trainer.args.deepspeed = {"zero_optimization": {"stage": 2}}
+    callback.on_train_begin(
+        trainer.args, trainer.state, trainer.control, trainer.model, torch.optim.SGD([nn.Parameter(torch.ones(2))])
+    )
+    assert callback.topo is None
+    assert "DeepSpeed" in caplog.text
+
+
 def test_resume_without_topo_state(make_trainer, tmp_path, caplog):
     make_trainer(None, save_strategy="steps", save_steps=3).train()
     checkpoint = tmp_path / "out" / "checkpoint-3"

@@ -27,6 +27,11 @@ logger = logging.getLogger("topoopt")
 
 Sink = Callable[[Measurement], None]
 
+DEEPSPEED = (
+    "topoopt: DeepSpeed steps flat partitions of the parameters, in which no neuron is whole, so this training is not "
+    "measured (and not steered); use FSDP2, or DDP"
+)
+
 
 class TopoCallback(TrainerCallback, ExportableState):
     """Measures the neurons of the model that a `Trainer` trains, and reports or steers how close it comes to eta*.
@@ -98,6 +103,9 @@ class TopoCallback(TrainerCallback, ExportableState):
         saved: Any = state.stateful_callbacks  # a dict by now, whatever its annotation says
         saved.setdefault(type(self).__name__, self.state())
         if model is None or optimizer is None:
+            return
+        if args.deepspeed:
+            logger.warning(DEEPSPEED)
             return
         found = caller()
         self._handler = found.handler
