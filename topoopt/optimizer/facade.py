@@ -67,7 +67,7 @@ class TopoOptimizer(Optimizer):
         return self.optimizer.param_groups
 
     @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.optimizer.param_groups = value
 
     @property
@@ -76,7 +76,7 @@ class TopoOptimizer(Optimizer):
         return self.optimizer.state
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.optimizer.state = value
 
     @property
