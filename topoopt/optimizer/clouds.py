@@ -72,6 +72,7 @@ class Clouds:
             try:
                 points = _finite(distributed.full(group.points(model)))
                 cloud = self._clouds.setdefault(group.name, _Cloud(first=before, last=before))
+                cloud.first, cloud.last = cloud.first.to(points.device), cloud.last.to(points.device)  # after a resume
                 if proximity is not None and proximity[0] == group.name:
                     cloud.proximity, cloud.proximity_step = proximity[1], step
                 measured[group.name] = self._measure(group, cloud, before, points, step)

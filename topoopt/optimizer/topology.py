@@ -58,6 +58,7 @@ class Topology:
             return False
         reference = self._references.get(name)
         if reference is not None:
+            reference.points = reference.points.to(points.device)  # after a resume they are where they were loaded
             reference.watch = reference.watch.observe(*ratios(reference.points, points))
             if not reference.watch.stale:
                 self._counts["homology_certified"] += 1
