@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import gudhi
 import gudhi.representations
 import numpy as np
 import pytest
@@ -45,10 +44,9 @@ def by_definition(a: np.ndarray, b: np.ndarray) -> float:
 @settings(max_examples=150, deadline=None)
 @given(a=diagrams(), b=diagrams(), c=diagrams(coarse=True), d=diagrams(coarse=True))
 def test_bottleneck(a, b, c, d):
-    """Where points coincide or lie on the diagonal the definition decides: gudhi 3.13 is sometimes too large there."""
+    """Against the definition alone: gudhi 3.13's is sometimes larger than matching everything to the diagonal costs."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert bottleneck(a, b) == pytest.approx(gudhi.bottleneck_distance(a, b, 0.0), abs=1e-12)
         assert bottleneck(a, b) == pytest.approx(by_definition(a, b), abs=1e-12)
         assert bottleneck(c, d) == by_definition(c, d)
         assert bottleneck(c, d) == bottleneck(d, c)
@@ -59,9 +57,7 @@ def test_bottleneck(a, b, c, d):
 @given(a=diagrams(positive=True), b=diagrams(positive=True))
 def test_log_bottleneck_is_the_bottleneck_of_logs(a, b):
     if len(a) and len(b):
-        assert bottleneck(a, b, log=True) == pytest.approx(
-            gudhi.bottleneck_distance(np.log(a), np.log(b), 0.0), abs=1e-12
-        )
+        assert bottleneck(a, b, log=True) == pytest.approx(by_definition(np.log(a), np.log(b)), abs=1e-12)
     assert bottleneck(a, 3 * a, log=True) <= math.log(3) + 1e-12
 
 
