@@ -41,9 +41,19 @@ def test_delivers_in_order_and_finishes_once(make):
         sink(make(step))
     sink.close()
     sink.close()
-    sink(make(99))
     assert [m.step for m in sink.seen] == list(range(20))
     assert (sink.finished, sink.dropped, sink.faults) == (1, 0, 0)
+
+
+def test_a_closed_sink_can_be_used_again(make):
+    """A callback's second training sends to the same sinks."""
+    sink = Tracker()
+    sink.go.set()
+    for step in (0, 1):
+        sink(make(step))
+        sink.close()
+    assert [m.step for m in sink.seen] == [0, 1]
+    assert sink.finished == 2
 
 
 def test_a_stuck_tracker_costs_the_run_nothing_and_drops_the_oldest(make):
@@ -71,6 +81,8 @@ def test_close_gives_up_after_its_patience(make, caplog):
     assert 0.1 < time.perf_counter() - began < 2
     assert sink.dropped == 1
     assert "left behind" in caplog.text
+    sink(make(2))  # the tracker still hangs: nothing is waited for, nothing piles up
+    assert sink.dropped == 2
     sink.go.set()
 
 

@@ -382,6 +382,18 @@ def test_resume_without_topo_state(make_trainer, tmp_path, caplog):
     assert (tmp_path / "out" / "checkpoint-6" / "topoopt_0.pt").is_file()
 
 
+def test_resume_with_a_damaged_topo_state(make_trainer, tmp_path, caplog):
+    make_trainer(TopoCallback(**OPTIONS), save_strategy="steps", save_steps=3).train()
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    (checkpoint / "topoopt_0.pt").write_bytes(b"half a file")
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert trainer.state.global_step == STEPS
+    assert [row["topo/step"] for row in topo_rows(trainer) if row["step"] > 3] == [3.0, 5.0]
+    assert "resuming failed" in caplog.text
+
+
 def test_resume_of_a_checkpoint_with_topo_state_without_the_callback(make_trainer, tmp_path):
     make_trainer(TopoCallback(**OPTIONS), save_strategy="steps", save_steps=3).train()
     trainer = make_trainer(None)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.errors import ConfigError
-from topoopt.integrations.background import BackgroundSink
+from topoopt.integrations.background import BackgroundSink, guarded
+from topoopt.integrations.checkpoint import load_state, save_state
 from topoopt.integrations.probe import BatchProbe
 from topoopt.integrations.rows import Rows
 from topoopt.measurement import Measurement
@@ -89,12 +89,10 @@ def _keep_in_checkpoints(accelerator: Accelerator, topo: TopoOptimizer) -> None:
     name = f"topoopt_{accelerator.process_index}.pt"
 
     def save(models: Any, weights: Any, folder: str) -> None:
-        torch.save(topo.topo_state_dict(), Path(folder) / name)
+        guarded("saving topoopt's state", lambda: save_state(topo, Path(folder) / name))
 
     def load(models: Any, folder: str) -> None:
-        path = Path(folder) / name
-        if path.is_file():
-            topo.load_topo_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        guarded("resuming", lambda: load_state(topo, Path(folder) / name))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

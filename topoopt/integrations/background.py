@@ -16,6 +16,18 @@ from topoopt.measurement import Measurement
 logger = logging.getLogger("topoopt")
 
 
+def guarded(what: str, act: Callable[[], object]) -> bool:
+    """Do something for a run that must not end when it fails: returns whether it worked, and logs the cause if not."""
+    try:
+        act()
+    except Exception as error:
+        logger.warning(
+            "topoopt: %s failed (%s: %s); training goes on", what, type(error).__name__, error, exc_info=error
+        )
+        return False
+    return True
+
+
 class BackgroundSink:
     """Base of all trackers' sinks; give `topoopt.TopoOptimizer.add_sink` one of its subclasses.
 
@@ -53,9 +65,10 @@ class BackgroundSink:
     # -- what a run calls --------------------------------------------------------------------------------------------
 
     def __call__(self, measurement: Measurement) -> None:
-        """Put the measurement down for delivery and return at once; after `close` it is not taken any more."""
+        """Put the measurement down for delivery and return at once; after `close` the tracker is opened again."""
         with self._changed:
-            if self._closing:
+            if self._closing and not self._reopened():
+                self.dropped += 1
                 return
             self._waiting[measurement.step] = measurement
             if len(self._waiting) > self._limit:
@@ -65,6 +78,13 @@ class BackgroundSink:
                 self._thread = threading.Thread(target=self._work, name=f"topoopt-{type(self).__name__}", daemon=True)
                 self._thread.start()
             self._changed.notify()
+
+    def _reopened(self) -> bool:
+        """Whether a closed sink can start over: not while the tracker still hangs in its last delivery."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        self._thread, self._closing = None, False
+        return True
 
     def close(self) -> None:
         """Deliver what waits, at most for `patience` seconds, and stop. Closing twice is closing once."""

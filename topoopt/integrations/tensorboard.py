@@ -32,26 +32,31 @@ class TensorBoardSink(BackgroundSink):
     ) -> None:
         super().__init__(limit=limit, patience=patience)
         self._to = to
-        self._owned = isinstance(to, (str, Path))
+        self._writer: Any = None
         self._rows, self._pictures = Rows(), Pictures(images, layers)
         self._phase: Phase | None = None
         self._last: Measurement | None = None
 
     def open(self) -> None:
         """Open the folder, where the writer is not the caller's."""
+        self._writer = self._to
         if self._owned:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._to = SummaryWriter(str(self._to))
+            self._writer = SummaryWriter(str(self._to))
+
+    @property
+    def _owned(self) -> bool:
+        return isinstance(self._to, (str, Path))
 
     def deliver(self, measurement: Measurement) -> None:
         """Write the scalars, a change of phase, and the pictures that are due."""
         for key, value in self._rows.row(measurement).items():
             if key != STEP:
-                self._to.add_scalar(key, value, measurement.step)
+                self._writer.add_scalar(key, value, measurement.step)
         if measurement.phase is not self._phase:
             self._phase = measurement.phase
-            self._to.add_text("topo/phase_name", f"step {measurement.step}: {measurement.phase}", measurement.step)
+            self._writer.add_text("topo/phase_name", f"step {measurement.step}: {measurement.phase}", measurement.step)
         self._draw(self._pictures.due(measurement), measurement.step)
         self._last = measurement
 
@@ -59,11 +64,11 @@ class TensorBoardSink(BackgroundSink):
         """Write the last pictures and the table of layers."""
         if self._last is not None:
             self._draw(self._pictures.last(), self._last.step)
-            self._to.add_text("topo/layers", markdown(table(self._last)), self._last.step)
-        self._to.flush()
+            self._writer.add_text("topo/layers", markdown(table(self._last)), self._last.step)
+        self._writer.flush()
         if self._owned:
-            self._to.close()
+            self._writer.close()
 
     def _draw(self, pictures: dict[str, Any], step: int) -> None:
         for key, pixels in pictures.items():
-            self._to.add_image(key, pixels, step, dataformats="HWC")
+            self._writer.add_image(key, pixels, step, dataformats="HWC")

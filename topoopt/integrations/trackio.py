@@ -35,7 +35,8 @@ class TrackioSink(BackgroundSink):
         **init: Any,
     ) -> None:
         super().__init__(limit=limit, patience=patience)
-        self._run, self._owned = run, run is None
+        self._run: Any = run
+        self._owned = run is None
         self._init = {"project": "topoopt", "embed": False} | init
         self._rows, self._pictures = Rows(), Pictures(images, layers)
         self._last: Measurement | None = None
@@ -63,6 +64,7 @@ class TrackioSink(BackgroundSink):
             self._run.log(row, step=self._last.step)
         if self._owned and self._run is not None:
             self._run.finish()
+            self._run = None
 
     def _images(self, pictures: dict[str, Any]) -> dict[str, Any]:
         return {key: self._trackio.Image(pixels) for key, pixels in pictures.items()}

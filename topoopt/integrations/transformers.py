@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +17,8 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
+from topoopt.integrations.background import guarded
+from topoopt.integrations.checkpoint import load_state, save_state
 from topoopt.integrations.probe import BatchProbe
 from topoopt.integrations.trainer_access import Caller, TrainerLoss, caller, has_own_loss, move_before_reporters
 from topoopt.measurement import Measurement
@@ -130,8 +131,10 @@ class TopoCallback(TrainerCallback, ExportableState):
             raise
         self._attached = True
         self.topo.total_steps = state.max_steps
-        self._resume(found.checkpoint, args, state)
         self._in_history = None
+        if state.global_step > 0:
+            self.topo.steps = state.global_step
+            guarded("resuming", lambda: self._resume(found.checkpoint, args, state))
         if state.is_world_process_zero:
             self._trackers_due = self.trackers
             for sink in self._own_sinks():
@@ -150,8 +153,12 @@ class TopoCallback(TrainerCallback, ExportableState):
         """Join the trackers' runs once all callbacks have set theirs up."""
         if self._trackers_due and self.topo is not None:
             self._trackers_due = False
-            for sink in tracker_sinks(args, self._handler):
-                self.topo.add_sink(sink)
+            guarded("joining the trackers", lambda: self._join_trackers(args))
+
+    def _join_trackers(self, args: TrainingArguments) -> None:
+        assert self.topo is not None
+        for sink in tracker_sinks(args, self._handler):
+            self.topo.add_sink(sink)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -204,23 +211,15 @@ class TopoCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put what a resumed run needs to go on as the unbroken one beside the checkpoint's other files."""
-        folder = checkpoint_folder(args, state)
-        if self.topo is not None and self._attached and not args.save_only_model and folder.is_dir():
-            temporary = folder / f".{state_file(args)}"
-            torch.save(self.topo.topo_state_dict(), temporary)
-            temporary.replace(folder / state_file(args))  # whole or not at all
+        topo, folder = self.topo, checkpoint_folder(args, state)
+        if topo is not None and self._attached and not args.save_only_model and folder.is_dir():
+            guarded("saving topoopt's state", lambda: save_state(topo, folder / state_file(args)))
 
     def _resume(self, checkpoint: str | None, args: TrainingArguments, state: TrainerState) -> None:
         assert self.topo is not None
-        if state.global_step == 0:
-            return
         folder = checkpoint_folder(args, state) if checkpoint is None else Path(checkpoint)
-        path = folder / state_file(args)
-        if path.is_file():
-            self.topo.load_topo_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            return
-        self.topo.steps = state.global_step
-        logger.info("topoopt: %s holds no topoopt state, so measuring starts anew at step %d", folder, self.topo.steps)
+        if not load_state(self.topo, folder / state_file(args)):
+            logger.info("topoopt: %s holds no topoopt state, measuring starts anew at step %d", folder, self.topo.steps)
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

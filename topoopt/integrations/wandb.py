@@ -91,6 +91,8 @@ class WandbSink(BackgroundSink):
             self._run.summary["topo/dropped"] = self.dropped
         if self._owned:
             self._run.finish()
+            self.run, self._owned = None, False  # measurements that come later get a run of their own
+            self._defined.clear()
 
     def _images(self, pictures: dict[str, Any]) -> dict[str, Any]:
         return {key: self._wandb.Image(pixels) for key, pixels in pictures.items()}
