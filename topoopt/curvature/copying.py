@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from topoopt.errors import MeasurementError
 
 HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -24,35 +27,54 @@ HOOKS = (
 def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
     """What the optimizer's own next step would move `parameters` by, given these gradients; nothing is changed.
 
-    The step is taken by a copy, on copies of the weights and of the state. Parameters without an entry in `parameters`
-    have no gradient in it, so the copy leaves them alone.
+    The step is taken by a copy, on copies of the weights and of the state, without hooks. Weights of the optimizer that
+    are not among `parameters` have no gradient in it, so the copy leaves them alone.
+
+    Raises:
+        MeasurementError: when the step needs a closure, or something that the optimizer holds cannot be copied.
     """
+    step = _bare_step(optimizer)
     replica, replaced = _replica(optimizer)
     for parameter, grad in zip(parameters, grads):
         replaced[id(parameter)].grad = grad.detach().clone().to(parameter.dtype)
-    type(optimizer).step(replica)  # type: ignore[call-arg]
+    step(replica)
     return [(replaced[id(p)] - p).detach() for p in parameters]
+
+
+def _bare_step(optimizer: Optimizer) -> Callable[[Any], Any]:
+    """The class's step without torch's profiling wrapper, whose hooks (global ones too) are not ours to fire."""
+    step: Any = type(optimizer).step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__
+    closure = inspect.signature(step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise MeasurementError(
+            f"{type(optimizer).__name__}.step needs a closure and evaluates the loss as often as it likes: its step is "
+            "no function of one gradient, so it has no Jacobian of this kind"
+        )
+    return step
 
 
 @torch.no_grad()
 def _replica(optimizer: Optimizer) -> tuple[Any, dict[int, Tensor]]:
-    """An object of the same class with the same settings, on copies of all tensors, and without hooks."""
+    """An object of the same class with copies of all it holds; weights are replaced wherever they are referred to."""
     replica = object.__new__(type(optimizer))
-    skipped = {"param_groups", "state", "step", "_topoopt_hooks", *HOOKS}  # `step`: patched by schedulers
-    replica.__dict__.update({k: v for k, v in vars(optimizer).items() if k not in skipped})
+    replaced = {
+        id(p): p.detach().clone().requires_grad_(p.requires_grad)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    memo: dict[int, Any] = {id(optimizer): replica, **replaced}
+    skipped = {"step", "_topoopt_hooks", *HOOKS}  # `step`: patched by schedulers
+    for name, value in vars(optimizer).items():
+        if name in skipped:
+            continue
+        try:
+            replica.__dict__[name] = copy.deepcopy(value, memo)
+        except (TypeError, RuntimeError) as error:
+            raise MeasurementError(
+                f"{type(optimizer).__name__}.{name} cannot be copied ({error}), so its step cannot be tried on the side"
+            ) from error
     for name in HOOKS:
         replica.__dict__[name] = OrderedDict()
-    replaced: dict[int, Tensor] = {}
-    groups = []
-    for group in optimizer.param_groups:
-        clones = [
-            replaced.setdefault(id(p), p.detach().clone().requires_grad_(p.requires_grad)) for p in group["params"]
-        ]
-        rest = {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
-        groups.append({**rest, "params": clones})
-    replica.param_groups = groups
-    state: defaultdict[Any, Any] = defaultdict(dict)
-    for key, value in optimizer.state.items():
-        state[replaced[id(key)] if isinstance(key, Tensor) and id(key) in replaced else key] = copy.deepcopy(value)
-    replica.state = state
     return replica, replaced

@@ -118,10 +118,6 @@ class FiniteDifferences(Engine):
             _, ahead = self.at()
         return [(a - g) / step for a, g in zip(ahead, self.gradient)]
 
-    def _average(self, tensors: list[Tensor]) -> list[Tensor]:
-        # gradients are averaged in `at`; a product is a difference of two that have been
-        return tensors if self.products and len(tensors) == 0 else super()._average(tensors)
-
     def product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """H v, from gradients that are averaged over ranks already."""
         self.products += 1

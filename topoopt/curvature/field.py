@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.spectrum import Spectrum, opened
 
 PROBES = 4
-"""Random products that rank the neurons by the size of their blocks."""
+"""Random products that estimate the size of each neuron's rows, from above the size of its block."""
 CANDIDATES = 16
-"""Neurons, the largest by rank, whose block's norm is computed."""
-STEPS = 6
-"""Products for each of them."""
+"""Neurons, the largest by that estimate, whose block's norm is computed."""
+STEPS = 8
+"""Lanczos products for each of them."""
 
 
 def field_proximity(
@@ -34,8 +35,9 @@ def field_proximity(
 ) -> float:
     """Estimate r_field of one neuron group: indices (n, d) into the concatenation of `parameters`, flattened.
 
-    The neurons are ranked by a randomised estimate of their blocks' size, and the blocks' norms are computed for the
-    first `candidates` of them: with n <= `candidates` it is the maximum, else a lower bound that rarely misses it.
+    The neurons are ranked by a randomised estimate of the Frobenius norm of their rows, which bounds their block's norm,
+    and the blocks' norms are computed for the first `candidates` of them, by Lanczos on the symmetric form: with
+    n <= `candidates` it is the maximum, else a lower bound.
 
     Args:
         optimizer: the optimizer whose step is meant.
@@ -84,7 +86,7 @@ def _apply(spectrum: Spectrum, places: Tensor, values: Tensor) -> Tensor:
     places = places.to(device)
     vector = torch.zeros(size + 1, dtype=spectrum.layout.dtype, device=device)
     vector[places.reshape(-1)] = values.to(vector).reshape(-1)
-    product = torch.cat([spectrum._product(vector[:-1]), vector.new_zeros(1)])
+    product = torch.cat([spectrum.apply(vector[:-1]), vector.new_zeros(1)])
     return product[places]
 
 
@@ -98,12 +100,10 @@ def _rank(spectrum: Spectrum, places: Tensor) -> list[int]:
 
 
 def _norm(spectrum: Spectrum, places: Tensor) -> float:
-    """Norm of one block: power iteration on its square, the symmetric held form."""
-    generator = torch.Generator().manual_seed(1)
-    v = torch.randn(places.shape[0], generator=generator)
-    basis_norm = 0.0
-    for _ in range(STEPS):
-        v = v / v.norm().clamp_min(1e-30)
-        v = _apply(spectrum, places, v).cpu().to(v.dtype)
-        basis_norm = float(v.norm())
-    return basis_norm
+    """Spectral radius of one block (its norm, where the form is symmetric)."""
+    start = torch.randn(places.shape[0], generator=torch.Generator().manual_seed(1)).to(
+        spectrum.layout.parameters[0].device, spectrum.layout.dtype
+    )
+    run = lanczos if spectrum.form == "held" else arnoldi
+    ends = run(lambda v: _apply(spectrum, places, v), start, min(STEPS, places.shape[0]))
+    return max(abs(ends.low), abs(ends.high))

@@ -19,8 +19,9 @@ Loss = Callable[[], Any]
 class Probe:
     """Runs a loss repeatedly without leaving a trace: random generators, buffers and autocast are as they were.
 
-    Dropout draws the same mask at every evaluation. BatchNorm stays in the mode it is in; its running statistics are saved
-    and put back. Data-parallel wrappers are told not to expect a backward pass.
+    Modules run without autocast: a weight moved by a finite difference would be rounded back to where it was. Dropout
+    draws the same mask at every evaluation. BatchNorm stays in the mode it is in; its running statistics are saved and
+    put back. Data-parallel wrappers are told not to expect a backward pass.
     """
 
     def __init__(self, loss: Loss, model: nn.Module | None = None, seed: int = 0) -> None:
@@ -34,6 +35,7 @@ class Probe:
         with ExitStack() as stack:
             stack.enter_context(_random_state())
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(_full_precision())
             if self._model is not None:
                 stack.enter_context(_buffers(self._model))
                 stack.enter_context(self._batch_size(self._model))
@@ -92,6 +94,25 @@ def _random_state() -> Iterator[None]:
 
 
 @contextmanager
+def _full_precision() -> Iterator[None]:
+    """Autocast off, around the probe and again in each module that is run inside an autocast block of the loss's own."""
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+    def switch_off(module: nn.Module, args: Any) -> None:
+        for kind in kinds:
+            if torch.is_autocast_enabled(kind):
+                torch.set_autocast_enabled(kind, False)  # the block puts back what it found, when it ends
+
+    hook: Any = torch.compiler.disable(switch_off)
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        handle = nn.modules.module.register_module_forward_pre_hook(hook)
+        stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
@@ -120,5 +141,4 @@ def _buffers_of_whoever_runs() -> Iterator[None]:
 @torch.no_grad()
 def _put_back(saved: Sequence[tuple[Tensor, Tensor]]) -> None:
     for buffer, value in saved:
-        if not torch.equal(buffer, value) or torch.is_floating_point(buffer):
-            buffer.copy_(value)
+        buffer.copy_(value)

@@ -62,7 +62,7 @@ class Spectrum:
         notes: tuple[str, ...], gradient: Sequence[Tensor | None],
     ) -> None:  # fmt: skip
         self.optimizer, self.probe, self.engine, self.layout = optimizer, probe, engine, layout
-        self.form, self.notes, self._product = form, notes, products
+        self.form, self.notes, self.apply = form, notes, products
         self.rule, self.edge = recognise(optimizer)
         self.gradient = gradient
 
@@ -76,7 +76,7 @@ class Spectrum:
         first = self._start(start, mask, seed)
         run = lanczos if self.form == "held" else arnoldi
         before = self.engine.products
-        ends = run(jacobian.restricted(self._product, mask), first, min(count, first.numel()))
+        ends = run(jacobian.restricted(self.apply, mask), first, min(count, first.numel()))
         loss = float(self.engine.loss)
         r = max(abs(ends.low), abs(ends.high))
         bad = not (math.isfinite(r) and math.isfinite(loss))
@@ -216,7 +216,10 @@ def _spectrum(
             raise ConfigError('form="black box" needs an engine by finite differences')
         product = jacobian.black_box(engine, layout, optimizer)
     if isinstance(engine, FiniteDifferences) and form == "held":
-        notes.append("products by finite differences, which see the kinks of ReLU networks that autograd does not")
+        notes.append(
+            "products by finite differences, which see the kinks of ReLU networks that autograd does not, and whose "
+            "rounding an adaptive rule amplifies where gradients are nearly 0"
+        )
     return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient)
 
 
