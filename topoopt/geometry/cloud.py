@@ -111,7 +111,7 @@ class Cloud:
     def strips(self) -> Iterator[slice]:
         """Blocks of rows: of a strip only the columns from its own first row on are needed, the rest is its mirror."""
         n = max(1, len(self))
-        rows = max(1, min(self.chunk // n, -(-n // 6)))
+        rows = max(1, min(self.chunk // n, -(-n // 6) if n * n > self.chunk // 4 else n))
         for start in range(0, len(self), rows):
             yield slice(start, min(start + rows, len(self)))
 

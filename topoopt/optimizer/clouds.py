@@ -96,8 +96,12 @@ class Clouds:
             gain=moved.gain,
             certified=moved.certified,
             distortion=(moved.lower, moved.upper),
-            distortion_window=(moved.lower, moved.upper) if cloud.last is before else ratios(cloud.last, points),
-            distortion_total=(moved.lower, moved.upper) if cloud.first is before else ratios(cloud.first, points),
+            distortion_window=(moved.lower, moved.upper)
+            if cloud.last is before
+            else ratios(cloud.last, points, distances=d),
+            distortion_total=(moved.lower, moved.upper)
+            if cloud.first is before
+            else ratios(cloud.first, points, distances=d),
             contraction=moved.contraction,
             gain_pair=moved.gain_pair,
             merge_margin=float(deaths[0]) if len(deaths) else math.inf,

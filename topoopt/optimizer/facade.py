@@ -246,6 +246,11 @@ class TopoOptimizer(Optimizer):
         return self.last.eta_star if self.last else ()
 
     @property
+    def setup_seconds(self) -> float:
+        """Time that finding the neurons took: once, and not booked as measuring."""
+        return self._session.observer.setup_seconds
+
+    @property
     def lr_scale(self) -> float:
         """The factor on the user's learning rate in force."""
         return self._session.lr_scale

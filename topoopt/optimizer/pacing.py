@@ -21,6 +21,7 @@ class Pacing:
         self.spent = 0.0
         self.setup = 0.0
         self.stretched = 0
+        self.taken = 0
         self._clock = clock
         self._start: float | None = None
         self._earlier = 0.0
@@ -60,6 +61,7 @@ class Pacing:
     def measured(self, step: int, seconds: float, every: int | None = None) -> None:
         """Book a measurement taken at `step`."""
         self.spent += seconds
+        self.taken += 1
         self._last_cost = seconds
         self._next = step + (every or self.every)
 
@@ -71,6 +73,7 @@ class Pacing:
             "next": float(self._next),
             "last_cost": self._last_cost,
             "stretched": float(self.stretched),
+            "taken": float(self.taken),
         }
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -80,5 +83,6 @@ class Pacing:
         self._next = int(state["next"])
         self._last_cost = state["last_cost"]
         self.stretched = int(state["stretched"])
+        self.taken = int(state["taken"])
         self.setup = 0.0
         self._start = None if self._start is None else self._clock()

@@ -164,7 +164,7 @@ class Session:
         try:
             late = self.observer.finish(self.last)
             if self.last is not None and late:
-                self.last = replace(self.last, groups={**self.last.groups, **late})
+                self.last = replace(self.last, groups={**self.last.groups, **late}, share=self.pacing.share)
                 self.sinks(self.last)
         except Exception as error:
             self.faults.note("homology", error)
