@@ -50,7 +50,9 @@ def rand(*shape: int) -> Tensor:
 
 @architecture(hidden=[8, 12])
 def mlp() -> Example:
-    return Example(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)), (rand(4, 5),))
+    return Example(
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)), (rand(4, 5),)
+    )
 
 
 @architecture(hidden=[8, 12])
@@ -69,7 +71,10 @@ def cnn_batch_norm() -> Example:
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(channels, channels + 2, 3, padding=1), nn.Conv2d(channels + 2, channels, 3, padding=1)
+        self.a, self.b = (
+            nn.Conv2d(channels, channels + 2, 3, padding=1),
+            nn.Conv2d(channels + 2, channels, 3, padding=1),
+        )
         self.norm_a, self.norm_b = nn.BatchNorm2d(channels + 2), nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +83,14 @@ class _ResidualBlock(nn.Module):
 
 @architecture(channel=[8, 8], residual=[6])
 def resnet() -> Example:
-    layers = [nn.Conv2d(3, 6, 3), _ResidualBlock(6), _ResidualBlock(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    layers = [
+        nn.Conv2d(3, 6, 3),
+        _ResidualBlock(6),
+        _ResidualBlock(6),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    ]
     return Example(nn.Sequential(*layers), (rand(2, 3, 8, 8),))
 
 
