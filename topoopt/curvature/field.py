@@ -104,6 +104,6 @@ def _norm(spectrum: Spectrum, places: Tensor) -> float:
     start = torch.randn(places.shape[0], generator=torch.Generator().manual_seed(1)).to(
         spectrum.layout.parameters[0].device, spectrum.layout.dtype
     )
-    run = lanczos if spectrum.form == "held" else arnoldi
+    run = lanczos if spectrum.symmetric else arnoldi
     ends = run(lambda v: _apply(spectrum, places, v), start, min(STEPS, places.shape[0]))
     return max(abs(ends.low), abs(ends.high))

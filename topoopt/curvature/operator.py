@@ -76,8 +76,7 @@ def rates(
             weights.append(0.0)
             shifts.append(0.0)
             continue
-        dense = grad.to_dense() if grad.layout is not torch.strided else grad
-        dense = -dense if group.get("maximize") else dense
+        dense = -grad if group.get("maximize") else grad
         coupled = spec.coupled(group)
         dense = dense.add(p, alpha=coupled) if coupled else dense
         moment = Moment.of(optimizer.state.get(p, {}), group, dense, upcoming)
@@ -87,8 +86,14 @@ def rates(
     return layout.flatten(weights), layout.flatten(shifts)
 
 
-def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: float) -> Product:
-    """V -> (w^1/2 H w^1/2 + w c + s) v; `sign` is -1 for a loss that is maximised."""
+def signs(layout: Layout) -> Tensor | float:
+    """-1 where the loss is maximised: one number if all groups agree, else a flat vector, and no symmetric operator."""
+    each = [-1.0 if group.get("maximize") else 1.0 for group in layout.owners]
+    return each[0] if len(set(each)) == 1 else layout.flatten(each)
+
+
+def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: Tensor | float) -> Product:
+    """V -> (+-w^1/2 H w^1/2 + w c + s) v; `sign` as in `signs`."""
     root = weight.sqrt()
 
     def product(v: Tensor) -> Tensor:

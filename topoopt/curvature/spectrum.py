@@ -59,12 +59,12 @@ class Spectrum:
 
     def __init__(
         self, optimizer: Optimizer, probe: Probe, engine: Engine, layout: jacobian.Layout, form: str, products: Any,
-        notes: tuple[str, ...], gradient: Sequence[Tensor | None],
+        notes: tuple[str, ...], gradient: Sequence[Tensor | None], symmetric: bool,
     ) -> None:  # fmt: skip
         self.optimizer, self.probe, self.engine, self.layout = optimizer, probe, engine, layout
         self.form, self.notes, self.apply = form, notes, products
         self.rule, self.edge = recognise(optimizer)
-        self.gradient = gradient
+        self.gradient, self.symmetric = gradient, symmetric
 
     def estimate(
         self, *, products: int = 8, start: Tensor | None = None, block: Block | None = None, seed: int = 0
@@ -74,7 +74,7 @@ class Spectrum:
         mask = None if block is None else self._mask(block)
         count = products if start is not None else max(products, FIRST)
         first = self._start(start, mask, seed)
-        run = lanczos if self.form == "held" else arnoldi
+        run = lanczos if self.symmetric else arnoldi
         before = self.engine.products
         ends = run(jacobian.restricted(self.apply, mask), first, min(count, first.numel()))
         loss = float(self.engine.loss)
@@ -203,13 +203,20 @@ def _spectrum(
 ) -> Spectrum:
     gradient, source = _gradient(layout, engine, grads)
     notes = [f"the step's gradient is the probe's, {source}"] if source else []
-    sign = -1.0 if all(group.get("maximize") for group in layout.owners) else 1.0
+    symmetric = False
     if form == "held":
+        sign = jacobian.signs(layout)
+        symmetric = isinstance(sign, float)
         weight, shift = jacobian.rates(optimizer, layout, gradient, upcoming=upcoming)
         product = jacobian.held(engine, layout, weight, shift, sign)
     elif form == "full":
         notes.append("the full derivative of the coordinate-wise rule, not the preconditioner held")
-        product = jacobian.full(engine, layout, optimizer, [_dense(g, p) for g, p in zip(gradient, layout.parameters)])
+        product = jacobian.full(
+            engine,
+            layout,
+            optimizer,
+            [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, layout.parameters)],
+        )
     else:
         notes.append("black box: finite differences of the optimizer's own step, spectral radius by Arnoldi")
         if not isinstance(engine, FiniteDifferences):
@@ -220,21 +227,15 @@ def _spectrum(
             "products by finite differences, which see the kinks of ReLU networks that autograd does not, and whose "
             "rounding an adaptive rule amplifies where gradients are nearly 0"
         )
-    return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient)
+    return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient, symmetric)
 
 
 def _gradient(layout: jacobian.Layout, engine: Engine, grads: str) -> tuple[list[Tensor | None], str]:
     """The gradient of the step, and why it is the probe's where it is."""
-    own = [p.grad for p in layout.parameters]
+    own = [p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in layout.parameters]
     if grads == "auto" and any(grad is not None for grad in own):
         return own, ""
     return list(engine.gradient), "which was asked for" if grads == "probe" else "since .grad is empty"
-
-
-def _dense(grad: Tensor | None, parameter: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros_like(parameter)
-    return grad.to_dense() if grad.layout is not torch.strided else grad
 
 
 def _check(when: str, form: str) -> None:

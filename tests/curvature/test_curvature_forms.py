@@ -1,0 +1,237 @@
+"""The full derivative, the black box, blocks and the neuron field, against dense Jacobians of the optimizer's own step."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from held_oracle import dense_hessian, full_jacobian, radius
+from torch import Tensor, nn, optim
+
+from topoopt.curvature import SpectralTracker, field_proximity, proximity, recognise
+from topoopt.errors import ConfigError, MeasurementError
+
+GENERATOR = torch.Generator().manual_seed(5)
+X = torch.randn(30, 3, generator=GENERATOR, dtype=torch.float64)
+Y = torch.randn(30, 2, generator=GENERATOR, dtype=torch.float64)
+
+
+def network(width: int = 4, bias: bool = True) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(9)
+    model = nn.Sequential(nn.Linear(3, width, bias=bias), nn.Tanh(), nn.Linear(width, 2, bias=bias)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.7)
+    return model
+
+
+def mse(model: nn.Module) -> Tensor:
+    return (model(X) - Y).square().mean()
+
+
+def after(make: Any, steps: int = 12, **options: Any) -> tuple[nn.Sequential, optim.Optimizer]:
+    model = network(**options)
+    optimizer = make(model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        mse(model).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    mse(model).backward()
+    return model, optimizer
+
+
+COORDINATEWISE = {
+    "adam": lambda p: optim.Adam(p, lr=0.01),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.0),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.003, momentum=0.5),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.05),
+    "adadelta": lambda p: optim.Adadelta(p, lr=1.0),
+    "nadam": lambda p: optim.NAdam(p, lr=0.01),
+}
+ANY = {
+    **COORDINATEWISE,
+    "adamw decay": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.5),
+    "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adafactor": lambda p: optim.Adafactor(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("case", COORDINATEWISE)
+def test_full_derivative_of_a_coordinatewise_rule(case: str) -> None:
+    model, optimizer = after(COORDINATEWISE[case])
+    truth = radius(full_jacobian(model, optimizer, mse))
+    found = proximity(optimizer, lambda: mse(model), form="full", when="upcoming", products=26)
+    assert found.form == "full"
+    assert found.r == pytest.approx(truth, rel=0.02)
+
+
+@pytest.mark.parametrize("case", ANY)
+def test_black_box_is_the_full_steps_jacobian(case: str) -> None:
+    model, optimizer = after(ANY[case])
+    truth = radius(full_jacobian(model, optimizer, mse))
+    found = proximity(optimizer, lambda: mse(model), form="black box", when="upcoming", products=26)
+    assert found.r == pytest.approx(truth, rel=0.02)
+
+
+@pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
+def test_muon_goes_through_the_black_box() -> None:
+    model, optimizer = after(lambda p: optim.Muon(p, lr=0.01), bias=False)  # type: ignore[attr-defined]
+    found = proximity(optimizer, lambda: mse(model), when="upcoming", products=20)
+    assert (found.rule, found.form) == ("black box", "black box")
+    # its orthogonalisation runs in bfloat16, which a finite difference sees as steps
+    assert found.r > 0
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.Rprop(p)], ids=["rprop"])
+def test_a_rule_that_takes_signs_says_so(make: Any) -> None:
+    model, optimizer = after(make)
+    with pytest.raises(MeasurementError, match="no Lipschitz constant"):
+        proximity(optimizer, lambda: mse(model))
+
+
+def test_sparse_adam_against_its_formula() -> None:
+    table = nn.Embedding(6, 2, sparse=True)
+    optimizer = optim.SparseAdam(table.parameters(), lr=0.01)
+    ids, target = torch.tensor([0, 1, 4]), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (table(ids) - target).square().sum().backward()
+        optimizer.step()
+    v, t = optimizer.state[table.weight]["exp_avg_sq"], 3
+    share = 0.01 * 0.1 / (1 - 0.9**t) * (1 - 0.999**t) ** 0.5
+    truth = float((2 * share / (v[ids].sqrt() + 1e-8)).max())  # the Hessian is 2 on the rows in use
+    dense = copy.deepcopy(table.weight)
+
+    def loss() -> Tensor:
+        return (nn.functional.embedding(ids, table.weight) - target).square().sum()
+
+    assert proximity(optimizer, loss, products=12).r == pytest.approx(truth, rel=1e-3)
+    assert torch.equal(dense, table.weight)
+
+
+def test_per_group_rates_tensor_rate_and_frozen_weights() -> None:
+    model = network()
+    model[2].bias.requires_grad_(False)
+    groups = [{"params": model[0].parameters(), "lr": 0.2}, {"params": model[2].parameters(), "lr": torch.tensor(0.03)}]
+    optimizer = optim.SGD(groups)
+    sizes = [16 * [0.2], 8 * [0.03], 2 * [0.0]]
+    rate = torch.tensor([v for part in sizes for v in part], dtype=torch.float64)
+    for p in model.parameters():
+        p.requires_grad_(True)
+    hessian = dense_hessian(model, mse)
+    model[2].bias.requires_grad_(False)
+    truth = radius(rate[:, None] * hessian)
+    found = proximity(optimizer, lambda: SimpleNamespace(loss=mse(model)), products=30)
+    assert found.r == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_block_is_the_block_of_the_dense_jacobian() -> None:
+    model, optimizer = after(lambda p: optim.SGD(p, lr=0.1))
+    mask = torch.zeros(26, dtype=torch.bool)
+    mask[[0, 1, 2, 12, 16, 20]] = True
+    pieces = [m.view_as(p) for m, p in zip(mask.split([p.numel() for p in model.parameters()]), model.parameters())]
+    values = torch.linalg.eigvalsh(0.1 * dense_hessian(model, mse)[mask][:, mask])
+    found = proximity(optimizer, lambda: mse(model), block=dict(zip(model.parameters(), pieces)), products=26)
+    assert found.r == pytest.approx(float(values.abs().max()), rel=1e-3)
+    assert found.high == pytest.approx(float(values[-1]), rel=1e-3)
+
+
+def neurons(width: int) -> Tensor:
+    """(width, 6): row, bias and column of each hidden unit of `network`."""
+    row = torch.arange(3 * width).view(width, 3)
+    column = 4 * width + torch.arange(2 * width).view(2, width).T
+    return torch.cat([row, 3 * width + torch.arange(width)[:, None], column], 1)
+
+
+@pytest.mark.parametrize("width", [4, 24])
+def test_field_is_the_largest_block_of_one_neuron(width: int) -> None:
+    model, optimizer = after(lambda p: optim.SGD(p, lr=0.1), width=width)
+    jacobian = 0.1 * dense_hessian(model, mse)
+    places = neurons(width)
+    truth = max(float(torch.linalg.matrix_norm(jacobian[i][:, i], 2)) for i in places)
+    found = field_proximity(optimizer, lambda: mse(model), places, parameters=list(model.parameters()))
+    assert found == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_warm_tracker_resumes_to_the_bit() -> None:
+    model, optimizer = after(lambda p: optim.Adam(p, lr=0.01))
+
+    def on(tracker: SpectralTracker, times: int) -> list[float]:
+        return [tracker.estimate(lambda: mse(model)).r for _ in range(times)]
+
+    one = SpectralTracker(optimizer, products=3)
+    whole = on(one, 25)
+    first = SpectralTracker(optimizer, products=3)
+    begun = on(first, 19)
+    second = SpectralTracker(optimizer, products=3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert begun + on(second, 6) == whole
+
+
+def test_attention_takes_the_engine_with_math_attention() -> None:
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+
+    def loss() -> Tensor:
+        q = nn.functional.linear(x, model.in_proj_weight).view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(*q).transpose(1, 2).reshape(2, 5, 8)
+        return model.out_proj(out).square().mean()
+
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    exact = proximity(optimizer, loss, products=20)
+    differences = proximity(optimizer, loss, products=20, engine="finite differences")
+    assert exact.engine == "double backward, math attention"
+    assert differences.r == pytest.approx(exact.r, rel=0.01)
+
+
+def test_a_mixture_of_signs_is_measured_as_it_is() -> None:
+    """One group descends, the other ascends: the Jacobian is not symmetric."""
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "maximize": True}]
+    optimizer = optim.SGD(groups, lr=0.1)
+    sign = torch.tensor([1.0] * 16 + [-1.0] * 10, dtype=torch.float64)
+    truth = radius(0.1 * sign[:, None] * dense_hessian(model, mse))
+    assert proximity(optimizer, lambda: mse(model), products=26).r == pytest.approx(truth, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"when": "now"}, "when="), ({"form": "dense"}, "form="), ({"engine": "guess"}, "engine=")],
+)
+def test_unknown_options_are_refused(options: dict[str, str], match: str) -> None:
+    model, optimizer = after(lambda p: optim.SGD(p, lr=0.1))
+    with pytest.raises(ConfigError, match=match):
+        proximity(optimizer, lambda: mse(model), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "edge"),
+    [
+        (lambda p: optim.SGD(p, lr=0.1), 2.0),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=0.9), 3.8),
+        (lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True), 2 * 1.9**2 / 2.8),
+        (lambda p: optim.Adam(p, betas=(0.5, 0.9)), 3.0),
+        (lambda p: optim.RMSprop(p), 2.0),
+    ],
+)
+def test_edge_is_where_a_quadratic_stops_converging(make: Any, edge: float) -> None:
+    optimizer = make([nn.Parameter(torch.ones(1))])
+    assert recognise(optimizer)[1] == pytest.approx(edge)
+
+
+@pytest.mark.parametrize(("beta", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)])
+def test_sgd_diverges_just_past_its_edge_and_not_before(beta: float, nesterov: bool) -> None:
+    for share, settles in [(0.97, True), (1.03, False)]:
+        x = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = optim.SGD([x], lr=0.1, momentum=beta, nesterov=nesterov)
+        r = proximity(optimizer, lambda: x.square().sum() / 2, when="upcoming").r  # noqa: B023 -- called at once
+        settled = optim.SGD([x], lr=0.1 * share * recognise(optimizer)[1] / r, momentum=beta, nesterov=nesterov)
+        for _ in range(600):
+            settled.zero_grad()
+            (x.square().sum() / 2).backward()
+            settled.step()
+        assert (abs(x.item()) < 0.1) is settles
