@@ -81,6 +81,7 @@ def test_landmarks_keep_their_bound(seed):
     assert bottleneck(exact.diagrams[1], found.diagrams[1]) <= 2 * found.covering_radius
     assert np.array_equal(exact.diagrams[0], found.diagrams[0])
     assert "80 maxmin landmarks of 300" in found.notes[0]
+    assert f"right to {2 * found.covering_radius:.4g}" in found.notes[0]
     assert "says nothing" not in found.notes[0]
 
 
