@@ -8,8 +8,9 @@ import torch
 from neuron_zoo import ZOO, Architecture, Example, rand
 
 IDS = torch.tensor([[5, 7, 9, 11, 2], [3, 1, 4, 1, 5]])
-DECODER = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
-           "num_key_value_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+DECODER = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0,
+           "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 ENCODER = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
            "max_position_embeddings": 32, "pad_token_id": 0}  # fmt: skip
 IMAGE = {
@@ -217,8 +218,8 @@ hf(
 hf(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
-    DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "head_dim": 8},
-    hidden=[10, 10],
+    DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 8},
+    hidden=[12, 12],
     head=[2, 2, 2, 2],
     head_dim=[8, 8],
     expert=[4, 4],
@@ -228,8 +229,8 @@ hf(
     "qwen2_moe",
     "Qwen2MoeForCausalLM",
     DECODER
-    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "shared_expert_intermediate_size": 14},
-    hidden=[10, 10, 14, 14],
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 14},
+    hidden=[12, 12, 14, 14],
     head=[2, 2, 2, 2],
     head_dim=[6, 6],
     expert=[4, 4],
@@ -252,7 +253,7 @@ hf(
     | {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 10,
+        "moe_intermediate_size": 12,
         "q_lora_rank": 7,
         "kv_lora_rank": 8,
         "qk_rope_head_dim": 4,
@@ -263,7 +264,7 @@ hf(
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
     },
-    hidden=[7, 7, 8, 8, 10, 10, 20],
+    hidden=[7, 7, 8, 8, 12, 12, 20],
     head=[4, 4],
     head_dim=[5, 5],
     expert=[2, 2],
@@ -276,7 +277,7 @@ hf(
     | {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 10,
+        "moe_intermediate_size": 12,
         "q_lora_rank": 7,
         "kv_lora_rank": 8,
         "qk_rope_head_dim": 4,
@@ -287,7 +288,7 @@ hf(
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
     },
-    hidden=[7, 7, 8, 8, 10, 20, 20],
+    hidden=[7, 7, 8, 8, 12, 20, 24],
     head=[4, 4],
     head_dim=[5, 5],
     expert=[4],
@@ -467,6 +468,7 @@ hf(
         "attention_hidden_size": 24,
         "intermediate_size": 20,
         "context_length": 32,
+        "use_cache": False,
     },
     hidden=[20, 20, 24, 24],
     residual=[24],
@@ -676,6 +678,10 @@ hf(
         "cross_attention_widening_factor": 1,
         "cross_attention_shape_for_attention": "kv",
     },
+    hidden=[16, 16, 16, 16],
+    head=[2, 2, 8],
+    head_dim=[2, 4, 4, 8, 8, 32],
+    residual=[16, 16],
 )
 hf(
     "llama4_text",

@@ -101,7 +101,7 @@ def _kind(atom: Axis, slices: list[Slice]) -> str:
 
 
 def _named(groups: list[NeuronGroup]) -> list[NeuronGroup]:
-    """Name each group after the module that makes it: for hidden units the first with its rows, else what all have in common."""
+    """Name each group after the module that makes it: the first with its rows, for heads what all have in common."""
     taken: dict[str, int] = {}
     named = []
     for group in groups:

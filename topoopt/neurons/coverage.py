@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-COVERED = frozenset(
-    """SGD Adam AdamW SparseAdam Adamax NAdam RAdam Adagrad Adadelta RMSprop Rprop ASGD Adafactor LBFGS Muon
-    Lamb LAMB LARS Lars Lion Prodigy DAdaptAdam DAdaptSGD DAdaptLion AdamWScheduleFree SGDScheduleFree RAdamScheduleFree
-    AdaBelief Adan Tiger SignSGD AdEMAMix SOAP StableAdamW""".split()
-)
+COVERED = {
+    "SGD", "Adam", "AdamW", "SparseAdam", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop",
+    "ASGD", "Adafactor", "LBFGS", "Muon", "Lamb", "LAMB", "LARS", "Lars", "Lion", "Prodigy", "DAdaptAdam",
+    "DAdaptSGD", "DAdaptLion", "AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree", "AdaBelief", "Adan",
+    "Tiger", "SignSGD", "AdEMAMix", "SOAP", "StableAdamW",
+}  # fmt: skip
 """Equivariant by measurement or construction, by class name."""
 
 OUTSIDE = {

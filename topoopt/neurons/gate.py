@@ -118,7 +118,7 @@ def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
         dead = gate.dead(groups)
     except RuntimeError:  # an output without a gradient: nothing can be called dead
         dead = set()
-    rejected |= {name: "its parameters have no effect on the output" for name in dead}
+    rejected |= dict.fromkeys(dead, "its parameters have no effect on the output")
     queue = [[group for group in groups if group.name not in dead]]
     passed: list[NeuronGroup] = []
     while queue:

@@ -136,7 +136,7 @@ class NeuronGroup:
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the unwrapped model by name, tied ones under each of their names."""
     own = unwrap(model)
-    named = dict(own.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(own.named_parameters(remove_duplicate=False))
     named.update(own.named_buffers(remove_duplicate=False))
     return named
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from topoopt.neurons.rules import RULES, Rule, Value
 from topoopt.neurons.rules.table import fresh, tensors
@@ -23,15 +24,17 @@ WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 """Operators that only run the graph they hold."""
 SHORT = 4096
 """Constants up to this many numbers are looked into where they index."""
-VIEWS = frozenset(
-    """view reshape select slice narrow transpose permute t expand unsqueeze squeeze alias detach unbind split
-    split_with_sizes chunk getitem diagonal flatten unflatten movedim as_strided view_as to contiguous""".split()
-)
+VIEWS = {
+    "view", "reshape", "select", "slice", "narrow", "transpose", "permute", "t", "expand", "unsqueeze", "squeeze",
+    "alias", "detach", "unbind", "split", "split_with_sizes", "chunk", "getitem", "diagonal", "flatten",
+    "unflatten", "movedim", "as_strided", "view_as", "to", "contiguous",
+}  # fmt: skip
 COPIES = ("to", "_to_copy", "clone", "contiguous", "dropout", "detach", "alias", "type_as", "float", "identity")
-MIXING = frozenset(
-    """linear matmul mm bmm addmm baddbmm einsum scaled_dot_product_attention conv1d conv2d conv3d convolution
-    conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh rnn_relu""".split()
-)
+MIXING = {
+    "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention", "conv1d",
+    "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru",
+    "rnn_tanh", "rnn_relu",
+}  # fmt: skip
 """Operators whose results are made of several entries weighted."""
 LOOKUPS = ("index", "index_select", "gather")
 """Operators that choose from their first operand: chosen weights are still weights."""
@@ -134,7 +137,7 @@ class _Walk:
 
     def _written(self, node: fx.Node) -> None:
         """What an operator wrote to in place, and what that is a view of, is filled with one number no longer."""
-        written = self._env.get(node.args[0])
+        written = self._look_up(node.args[0])
         kept = {id(atom) for axis in written.dims for atom in axis.atoms()} if isinstance(written, Value) else set()
         for base in _viewed(node):
             value = self._env.get(base)
@@ -177,8 +180,8 @@ class _Walk:
             return self._getitem(node)
         name = _operator(node.target)
         shapes = _shapes(node)
-        args = fx.node.map_aggregate(node.args, self._look_up)
-        kwargs = fx.node.map_aggregate(node.kwargs, self._look_up)
+        args = map_aggregate(node.args, self._look_up)
+        kwargs = map_aggregate(node.kwargs, self._look_up)
         if shapes is None:
             return None
         if name in WRAPPERS:
@@ -220,7 +223,7 @@ class _Walk:
                         axis.freeze(reason)
             return argument
 
-        fx.node.map_aggregate(arguments, freeze)
+        map_aggregate(arguments, freeze)
 
 
 def _operator(target: Any) -> str:
@@ -273,8 +276,8 @@ def _is_residual_sum(node: fx.Node, order: Mapping[fx.Node, int]) -> bool:
     older, younger = sorted(operands, key=lambda operand: order[operand])
     if any(_shapes(operand) != _shapes(node) for operand in operands):
         return False
-    start = (younger, False)
-    seen, queue = {start}, [start]
+    seen: set[tuple[fx.Node, bool]] = {(younger, False)}
+    queue = list(seen)
     while queue:
         current, mixed = queue.pop()
         mixed = mixed or _operator(current.target) in MIXING

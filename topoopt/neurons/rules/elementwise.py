@@ -7,19 +7,22 @@ from typing import Any
 from topoopt.neurons.axes import Axis, unify
 from topoopt.neurons.rules.table import Value, broadcast, rule, tensors
 
-LINEAR = ("add", "sub", "rsub", "neg", "clone", "contiguous", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy",
-          "lift_fresh", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "positive", "view_as", "_assert_tensor_metadata",
-          "lift", "copy", "float", "double", "half", "bfloat16", "identity")  # fmt: skip
+LINEAR = (
+    "add", "sub", "rsub", "neg", "clone", "contiguous", "to", "_to_copy", "type_as", "detach", "alias",
+    "lift_fresh_copy", "lift_fresh", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "positive",
+    "view_as", "_assert_tensor_metadata", "lift", "copy", "float", "double", "half", "bfloat16", "identity",
+)  # fmt: skip
 SCALING = ("mul", "div", "true_divide", "multiply", "divide", "addcmul", "addcdiv", "lerp")
 CURVED = (
-    "relu", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu_scalar", "hardtanh", "hardswish",
-    "hardsigmoid", "mish", "softplus", "softsign", "relu6", "logsigmoid", "log_sigmoid", "exp", "exp2", "expm1", "log", "log1p",
-    "log2", "log10", "sqrt", "rsqrt", "square", "pow", "abs", "sign", "sgn", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
-    "sinh", "cosh", "erf", "erfc", "erfinv", "reciprocal", "floor", "ceil", "round", "trunc", "frac", "clamp", "clamp_min",
-    "clamp_max", "clip", "threshold", "minimum", "maximum", "fmin", "fmax", "fmod", "remainder", "floor_divide", "where",
-    "masked_fill", "nan_to_num", "isnan", "isinf", "isfinite", "logical_and", "logical_or", "logical_not", "logical_xor",
-    "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "eq", "ne", "lt", "le", "gt", "ge", "bernoulli", "hypot", "logit",
-    "__and__", "__or__", "__xor__", "__invert__", "hardshrink", "softshrink", "tanhshrink", "rrelu", "xlogy", "sinc", "logaddexp",
+    "relu", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "prelu_scalar", "hardtanh",
+    "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "relu6", "logsigmoid", "log_sigmoid", "exp", "exp2",
+    "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square", "pow", "abs", "sign", "sgn", "sin", "cos",
+    "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "erfinv", "reciprocal", "floor", "ceil",
+    "round", "trunc", "frac", "clamp", "clamp_min", "clamp_max", "clip", "threshold", "minimum", "maximum", "fmin",
+    "fmax", "fmod", "remainder", "floor_divide", "where", "masked_fill", "nan_to_num", "isnan", "isinf", "isfinite",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not",
+    "bitwise_xor", "eq", "ne", "lt", "le", "gt", "ge", "bernoulli", "hypot", "logit", "__and__", "__or__",
+    "__xor__", "__invert__", "hardshrink", "softshrink", "tanhshrink", "rrelu", "xlogy", "sinc", "logaddexp",
     "complex", "polar", "real", "imag", "conj", "angle",
 )  # fmt: skip
 
