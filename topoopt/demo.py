@@ -63,10 +63,15 @@ def run(settings: DemoSettings, stream: TextIO = sys.stdout) -> DemoFiles:
     settings.out.mkdir(parents=True, exist_ok=True)
     files.record.unlink(missing_ok=True)
     screen = Screen(stream, settings.steps)
+    threads = torch.get_num_threads()
     screen.say(
         f"digits, MLP 64-{settings.width}-{settings.width}-10, SGD, learning rate {LOWEST:g} to {HIGHEST:g} and back"
     )
-    accuracy = train(settings, files.record, screen)
+    torch.set_num_threads(1)  # a network this small only waits for its threads
+    try:
+        accuracy = train(settings, files.record, screen)
+    finally:
+        torch.set_num_threads(threads)
     measurements = read(files.record).measurements
     _draw(files)
     _conclude(screen, measurements, accuracy, settings)

@@ -64,9 +64,9 @@ class GroupMeasurement:
     recomputed: bool
     """Homology above H0 was requested anew at this step (False: the certificate still covers what is watched)."""
     vanishing: int
-    """Neurons with norm at most `vanishing_tolerance` times the median norm."""
+    """Neurons with norm at most `vanishing_tolerance` times the root mean square norm."""
     twins: int
-    """Neurons that have another within `twin_tolerance` times the median norm."""
+    """Neurons that have another within `twin_tolerance` times the root mean square norm."""
     vanishing_tolerance: float
     twin_tolerance: float
     unresolved_twins: int = 0

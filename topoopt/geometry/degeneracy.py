@@ -12,17 +12,20 @@ from topoopt.errors import MeasurementError
 from topoopt.geometry.cloud import as_points, chunk_of, refuse_nonfinite
 
 TOLERANCE = 1e-2
-"""Of the median norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
+"""Of the root mean square norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
 
 
 @dataclass(frozen=True)
 class Degeneracy:
-    """Counts of neurons, with the tolerances used, in units of the median norm."""
+    """Counts of neurons, with the tolerances used, in units of the root mean square of the norms.
+
+    Not of their median, which vanishes with the neurons when more than half of them do.
+    """
 
     vanishing: int
-    """Neurons with norm <= vanishing_tolerance * median norm."""
+    """Neurons with norm <= vanishing_tolerance * root mean square norm."""
     twins: int
-    """Neurons that have another within twin_tolerance * median norm."""
+    """Neurons that have another within twin_tolerance * root mean square norm."""
     unresolved_twins: int
     """Neurons whose nearest other is closer than rounding in the storage dtype can tell."""
     vanishing_tolerance: float
@@ -44,12 +47,12 @@ def degeneracy(
     if not n:
         return Degeneracy(0, 0, 0, vanishing_tolerance, twin_tolerance)
     norms = torch.linalg.vector_norm(as_points(points), dim=1)
-    nearest, median = nearest_other(distances), norms.median()
+    nearest, scale = nearest_other(distances), torch.linalg.vector_norm(norms) / math.sqrt(n)
     resolution = torch.finfo(points.dtype).eps * norms  # half an eps of each neuron, in every component
     vanishing, twins, unresolved, size = torch.stack(
         [
-            (norms <= vanishing_tolerance * median).sum().to(norms.dtype),
-            (nearest <= twin_tolerance * median).sum().to(norms.dtype),
+            (norms <= vanishing_tolerance * scale).sum().to(norms.dtype),
+            (nearest <= twin_tolerance * scale).sum().to(norms.dtype),
             (nearest <= resolution).sum().to(norms.dtype),
             norms.sum(),
         ]

@@ -86,7 +86,7 @@ class Clouds:
     ) -> GroupMeasurement:
         moved = compare(before, points)
         d = distances(points)
-        tree = spanning_tree(d)
+        tree = spanning_tree(d, points=points)
         weak = degeneracy(points, d)
         deaths = tree.deaths.double().cpu().numpy()
         requested = self._topology.look(group.name, step, points, d)

@@ -59,7 +59,7 @@ class Topology:
         reference = self._references.get(name)
         if reference is not None:
             reference.points = reference.points.to(points.device)  # after a resume they are where they were loaded
-            reference.watch = reference.watch.observe(*ratios(reference.points, points))
+            reference.watch = reference.watch.observe(*ratios(reference.points, points, distances=distances))
             if not reference.watch.stale:
                 self._counts["homology_certified"] += 1
                 return False
