@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--budget", type=float, default=0.1, help="largest share of the time that measuring may take")
+    parser.add_argument("--budget", type=float, help="largest share of time for measuring (default: no limit)")
     parser.add_argument("--mode", default="report", choices=["report", "preserve", "simplify", "hold"])
     parser.add_argument("--out", type=Path, default=Path("runs/causal_lm"))
     options = parser.parse_args(arguments)

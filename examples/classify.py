@@ -43,8 +43,8 @@ class TopoArguments:
 
     topo_mode: str = field(default="report", metadata={"help": "report, preserve, simplify or hold"})
     topo_every: int = field(default=20, metadata={"help": "measure each this many steps"})
-    topo_budget: float = field(default=0.1, metadata={"help": "largest share of the time that measuring may take"})
-    topo_products: int = field(default=5, metadata={"help": "Jacobian products of one estimate of r"})
+    topo_budget: float | None = field(default=None, metadata={"help": "largest share of time for measuring"})
+    topo_products: int = field(default=3, metadata={"help": "Jacobian products of one estimate of r"})
     topo_record: str | None = field(default=None, metadata={"help": "file for the record; see `topoopt report`"})
 
 

@@ -31,8 +31,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--every", type=int, default=25)
-    parser.add_argument("--budget", type=float, default=0.1, help="largest share of the time that measuring may take")
-    parser.add_argument("--products", type=int, default=5, help="Jacobian products of one estimate of r")
+    parser.add_argument("--budget", type=float, help="largest share of time for measuring (default: no limit)")
+    parser.add_argument("--estimator", default="auto", choices=["auto", "spectral", "pairwise"])
+    parser.add_argument("--products", type=int, default=3, help="Jacobian products of one estimate of r")
     parser.add_argument("--mode", default="report", choices=["report", "preserve", "simplify", "hold", "off"])
     parser.add_argument("--test", type=int, default=400, help="how many test texts the accuracy is taken on")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_minilm"))
@@ -57,9 +58,17 @@ def main(arguments: list[str] | None = None) -> Trainer:
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    topo = (
-        None if options.mode == "off" else TopoCallback(mode=options.mode, every=options.every, budget=options.budget)
-    )
+    topo = None
+    if options.mode != "off":
+        topo = TopoCallback(
+            mode=options.mode,
+            every=options.every,
+            budget=options.budget,
+            estimator=options.estimator,
+            products=options.products,
+            per_group=False,
+            record=options.out / "record.jsonl",
+        )
     trainer = Trainer(
         model=model,
         args=args,
@@ -73,7 +82,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     print(f"accuracy {trainer.evaluate()['eval_accuracy']:.3f} on {options.test} test texts")
     if topo is not None and topo.last is not None:
         last = topo.last
-        print(f"step {last.step}: {last.phase}, r = {last.proximity:.3g}, measuring took {last.share:.1%} of the time")
+        print(f"step {last.step}: {last.phase}, r = {last.proximity:.3g}, measured in {last.seconds:.1f} s")
         for name, group in last.groups.items():
             print(f"  {name:<50} n {group.n:5d}  r_pair {group.gain:9.3g}  merge margin {group.merge_margin:8.3g}")
     return trainer
