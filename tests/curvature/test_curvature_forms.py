@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,6 +197,26 @@ def test_a_mixture_of_signs_is_measured_as_it_is() -> None:
     sign = torch.tensor([1.0] * 16 + [-1.0] * 10, dtype=torch.float64)
     truth = radius(0.1 * sign[:, None] * dense_hessian(model, mse))
     assert proximity(optimizer, lambda: mse(model), products=26).r == pytest.approx(truth, rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["held", "full", "black box"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_diverged_run_reads_nan_with_a_reason(form: str, poison: float) -> None:
+    model, optimizer = after(lambda p: optim.Adam(p, lr=0.01))
+    with torch.no_grad():
+        model[0].weight[0, 0] = poison
+        model[2].weight[0, 0] = poison
+    found = proximity(optimizer, lambda: mse(model), form=form)
+    assert math.isnan(found.r)
+    assert any("not finite" in note for note in found.notes)
+
+
+def test_a_tracker_recovers_from_a_diverged_reading() -> None:
+    model, optimizer = after(lambda p: optim.SGD(p, lr=0.1))
+    tracker = SpectralTracker(optimizer, products=26)
+    healthy = tracker.estimate(lambda: mse(model)).r
+    assert math.isnan(tracker.estimate(lambda: mse(model) * float("nan")).r)
+    assert tracker.estimate(lambda: mse(model)).r == pytest.approx(healthy, rel=1e-6)
 
 
 @pytest.mark.parametrize(

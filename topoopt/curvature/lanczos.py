@@ -5,6 +5,7 @@ Everything stays on the device until the small projected matrix is read, once, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ BREAKDOWN = 1e-7
 
 @dataclass(frozen=True)
 class Ends:
-    """Extreme Ritz values, and a vector to start from next time."""
+    """Extreme Ritz values (NaN where a product was not finite), and a vector to start from next time."""
 
     low: float
     high: float
@@ -49,6 +50,8 @@ def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
         basis.append(w / beta.clamp_min(torch.finfo(w.dtype).tiny))
     diagonal, off = torch.stack([torch.stack(alphas), torch.stack(betas)]).double().cpu()
     size = float(torch.cat([diagonal.abs(), off]).max())
+    if not math.isfinite(size):
+        return Ends(math.nan, math.nan, basis[0])
     end = next((i + 1 for i, b in enumerate(off.tolist()) if b <= BREAKDOWN * size), steps)
     matrix = torch.diag(diagonal[:end]) + torch.diag(off[: end - 1], 1) + torch.diag(off[: end - 1], -1)
     values, vectors = torch.linalg.eigh(matrix)
@@ -76,7 +79,9 @@ def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
         columns.append(column)
         basis.append(w / column[-1].clamp_min(torch.finfo(w.dtype).tiny))
     hessenberg = torch.zeros(steps, steps, dtype=torch.float64)
-    size, end = max(float(c.abs().max()) for c in columns), steps
+    size, end = float(torch.cat(columns).abs().max()), steps
+    if not math.isfinite(size):
+        return Ends(math.nan, math.nan, basis[0])
     for j, column in enumerate(columns):
         host = column.double().cpu()
         hessenberg[: min(j + 2, steps), j] = host[: min(j + 2, steps)]
