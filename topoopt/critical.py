@@ -67,8 +67,8 @@ def assess(
         notes.append(LOWER_BOUND)
     if r_pair > r_spec:
         notes.append(
-            "r_pair exceeds r_spec: the Jacobian is of this point and this gradient, the displacement reaches further and may "
-            "carry momentum"
+            "r_pair exceeds r_spec: the Jacobian is of this point and this gradient, the displacement reaches further "
+            "and may carry momentum"
         )
     if used != "none" and 0.0 in lr:
         skipped["eta_star"] = "a learning rate of 0 tells nothing of its parameter group's critical rate"
