@@ -6,8 +6,10 @@ import logging
 import threading
 import time
 
+import pytest
+
 from topoopt.integrations.background import BackgroundSink
-from topoopt.integrations.rows import Rows, markdown, table
+from topoopt.integrations.rows import Pictures, Rows, markdown, table
 
 
 class Tracker(BackgroundSink):
@@ -134,6 +136,22 @@ def test_rows_of_a_repeated_step_hold_only_what_changed(make, make_group):
     late = {**first.groups, "layer.1": make_group(gain=0.5, total_persistence=(0.5, 9.0))}
     assert rows.row(make(3, groups=late)) == {"topo/step": 3.0, "topo/layer.1/persistence_h1": 9.0}
     assert rows.row(make(4)) == make(4).scalars()
+
+
+def test_loops_that_come_late_are_drawn_after_all(make, make_group):
+    pytest.importorskip("matplotlib")
+    clock = [0.0]
+    pictures = Pictures(seconds=60.0, clock=lambda: clock[0])
+    h0, h1 = make_group().diagrams
+    early = {"wide": make_group(n=64, diagrams=(h0,)), "narrow": make_group(n=4, diagrams=(h0,))}
+    late = {"wide": make_group(n=64, diagrams=(h0, h1)), "narrow": make_group(n=4, diagrams=(h0, h1))}
+    assert set(pictures.due(make(0, groups=early))) == {"topo/wide/diagram", "topo/wide/betti"}
+    assert not pictures.due(make(0, groups=late))  # too soon after the one before
+    clock[0] = 61.0
+    assert "topo/wide/diagram" in pictures.due(make(0, groups=late))
+    clock[0] = 200.0
+    assert not pictures.due(make(0, groups=late))  # nothing new
+    assert set(pictures.last()) == {"topo/history"}
 
 
 def test_table_has_a_row_for_each_layer(make):

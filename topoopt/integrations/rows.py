@@ -62,11 +62,11 @@ class Pictures:
     seconds: float | None = 60.0
     """Least time between two pictures of one layer; 0 draws every new diagram, None draws nothing."""
     layers: int = 4
-    """How many layers are drawn: evenly spaced from the first to the last."""
+    """How many layers are drawn: evenly spaced among the wider half, from the first to the last."""
     clock: Callable[[], float] = time.monotonic
     _history: dict[int, Measurement] = field(default_factory=dict)
     _chosen: list[str] = field(default_factory=list)
-    _drawn: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _drawn: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     _latest: Measurement | None = None
 
     def due(self, measurement: Measurement) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ class Pictures:
             group = measurement.groups.get(name)
             if group is not None and self._is_due(name, group, seconds or 0.0):
                 pictures |= draw(name, group)
-                self._drawn[name] = (group.diagrams_step, self.clock())
+                self._drawn[name] = (_edition(group), self.clock())
         return pictures
 
     def _draw_history(self) -> dict[str, np.ndarray]:
@@ -106,7 +106,8 @@ class Pictures:
 
     def _choose(self, measurement: Measurement) -> list[str]:
         if not self._chosen and measurement.groups:
-            names = list(measurement.groups)
+            middle = float(np.median([group.n for group in measurement.groups.values()]))
+            names = [name for name, group in measurement.groups.items() if group.n >= middle]
             spots = np.linspace(0, len(names) - 1, min(self.layers, len(names)))
             self._chosen = [names[round(spot)] for spot in spots]
         return self._chosen
@@ -115,7 +116,12 @@ class Pictures:
         if group.diagrams_step < 0 or not group.diagrams:
             return False
         drawn = self._drawn.get(name)
-        return drawn is None or (drawn[0] != group.diagrams_step and self.clock() - drawn[1] >= seconds)
+        return drawn is None or (drawn[0] != _edition(group) and self.clock() - drawn[1] >= seconds)
+
+
+def _edition(group: GroupMeasurement) -> tuple[int, ...]:
+    """Tell diagrams apart: by their step, and by their sizes where higher degrees came late for the same step."""
+    return (group.diagrams_step, *(len(diagram) for diagram in group.diagrams))
 
 
 def draw(name: str, group: GroupMeasurement) -> dict[str, np.ndarray]:
