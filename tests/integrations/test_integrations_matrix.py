@@ -201,16 +201,8 @@ def test_report_leaves_no_trace_under_a_grad_scaler(name):
 
 @pytest.mark.parametrize("through", ["facade", "base"])
 @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "none"])
-@pytest.mark.parametrize("name", ["SGD-groups", "AdamW", "Adam-tensor-lr"])
-def test_report_leaves_no_trace_under_a_scheduler(name, scheduler, through):
-    check_report(name, scheduler=scheduler, through=through)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("through", ["facade", "base"])
-@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "none"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_report_leaves_no_trace_under_a_scheduler_all(name, scheduler, through):
+def test_report_leaves_no_trace_under_a_scheduler(name, scheduler, through):
     check_report(name, scheduler=scheduler, through=through)
 
 
