@@ -525,7 +525,7 @@ def data_dependent_branch() -> Example:
     return Example(_Branching(), (rand(3, 4),))
 
 
-@architecture()
+@architecture(hidden=[8])
 def tied_autoencoder_without_bias() -> Example:
     return Example(_Tied(), (rand(4, 5),))
 

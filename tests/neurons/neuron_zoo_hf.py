@@ -266,7 +266,7 @@ hf(
     },
     hidden=[7, 7, 8, 8, 12, 12, 20],
     head=[4, 4],
-    head_dim=[5, 5],
+    head_dim=[5, 5, 6, 6],
     expert=[2, 2],
     residual=[24],
 )
@@ -290,7 +290,7 @@ hf(
     },
     hidden=[7, 7, 8, 8, 12, 20, 24],
     head=[4, 4],
-    head_dim=[5, 5],
+    head_dim=[5, 5, 6, 6],
     expert=[4],
     residual=[24],
 )
@@ -349,7 +349,7 @@ hf(
     "MptForCausalLM",
     {"vocab_size": 50, "d_model": 24, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 32},
     hidden=[96, 96],
-    head_dim=[6, 6],
+    head_dim=[6, 6, 6, 6],
     residual=[24],
 )
 hf(
@@ -420,7 +420,7 @@ hf(
     },
     hidden=[20, 20],
     head=[4, 4],
-    head_dim=[8, 8],
+    head_dim=[4, 4, 8, 8],
     residual=[32],
 )
 hf(

@@ -40,7 +40,7 @@ def candidates(model: nn.Module, values: dict[str, Value]) -> Candidates:
     groups = [
         NeuronGroup("", _kind(atoms[key], slices), atoms[key].size, tuple(slices))
         for key, slices in places.items()
-        if atoms[key].frozen is None and atoms[key].size > 1 and len({s.tensor for s in slices}) > 1
+        if atoms[key].frozen is None and atoms[key].size > 1 and any(s.role != "state" for s in slices)
     ]
     return Candidates(_named(groups), frozen)
 

@@ -108,7 +108,7 @@ class Gate:
             return {group.name for group in groups}
         grads = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)
         acting = {name for name, grad in zip(parameters, grads) if grad is not None and bool(grad.any())}
-        return {g.name for g in groups if len({s.tensor for s in g.slices if s.tensor in acting}) < 2}
+        return {g.name for g in groups if acting.isdisjoint(s.tensor for s in g.slices)}
 
 
 def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from topoopt.neurons.axes import unify
 from topoopt.neurons.rules import RULES, Rule, Value
 from topoopt.neurons.rules.table import fresh, tensors
 
@@ -111,8 +112,9 @@ class _Walk:
         self._found = Propagated({})
 
     def run(self) -> Propagated:
+        live = _live_nodes(self._module.graph)
         for node in self._module.graph.nodes:
-            if node.op == "placeholder":
+            if node.op == "placeholder" and node in live:
                 self._env[node] = self._placeholder(node)
         self._inside(self._module)
         for node in self._module.graph.nodes:
@@ -136,8 +138,12 @@ class _Walk:
                         axis.mark("residual")
 
     def _written(self, node: fx.Node) -> None:
-        """What an operator wrote to in place, and what that is a view of, is filled with one number no longer."""
+        """What an operator wrote to in place has the result's axes; it, and what it views, is filled with one number no longer."""
         written = self._look_up(node.args[0])
+        result = self._env.get(node)
+        if isinstance(written, Value) and isinstance(result, Value):
+            for here, came in zip(written.dims, result.dims):
+                unify(here, came)
         kept = {id(atom) for axis in written.dims for atom in axis.atoms()} if isinstance(written, Value) else set()
         for base in _viewed(node):
             value = self._env.get(base)
