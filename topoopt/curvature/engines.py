@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ class Engine:
         """H v for v given parameter by parameter."""
         self.products += 1
         return self._average(self._product(vectors))
+
+    def verify(self) -> None:
+        """Raise where products would be formed, but wrong."""
 
     def _product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
@@ -69,6 +73,24 @@ class DoubleBackward(Engine):
 
     def _forward(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def verify(self) -> None:
+        """Refuse a graph in which something can be differentiated only once.
+
+        torch marks the place by a node that raises; but it lies on no path to the weights, so that `autograd.grad` prunes
+        it, and products would silently lack a part of H.
+        """
+        waiting: list[Any] = [grad.grad_fn for grad, _ in self._graph]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node is None:
+                continue
+            if node.name().rsplit("::", 1)[-1] in ("Error", "DelayedError"):
+                raise MeasurementError("a function in the model can be differentiated only once")
+            fresh = {following for following, _ in node.next_functions} - seen
+            seen |= fresh
+            waiting.extend(fresh)
 
     def _product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         if not self._graph:  # a loss that is linear in the weights
@@ -179,6 +201,7 @@ def open_engine(
     for kind in ENGINES.values():
         try:
             engine = kind(probe, parameters, reduce)
+            engine.verify()
             engine.product(trial if trial is not None else engine.gradient)
             engine.products = 0
             return engine

@@ -35,7 +35,7 @@ class Probe:
         with ExitStack() as stack:
             stack.enter_context(_random_state())
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_full_precision())
+            stack.enter_context(_full_precision(self._model))
             if self._model is not None:
                 stack.enter_context(_buffers(self._model))
                 stack.enter_context(self._batch_size(self._model))
@@ -94,8 +94,11 @@ def _random_state() -> Iterator[None]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Autocast off, around the probe and again in each module that is run inside an autocast block of the loss's own."""
+def _full_precision(model: nn.Module | None) -> Iterator[None]:
+    """Autocast off, around the probe and again in each module that is run inside an autocast block of the loss's own.
+
+    Of a compiled model only the outside is watched: hooks on what is compiled would have it compiled anew.
+    """
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
     def switch_off(module: nn.Module, args: Any) -> None:
@@ -107,9 +110,16 @@ def _full_precision() -> Iterator[None]:
     with ExitStack() as stack:
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        handle = nn.modules.module.register_module_forward_pre_hook(hook)
-        stack.callback(handle.remove)
+        if model is None:
+            stack.callback(nn.modules.module.register_module_forward_pre_hook(hook).remove)
+        else:
+            for module in [model] if _is_compiled(model) else model.modules():
+                stack.callback(module.register_forward_pre_hook(hook).remove)
         yield
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
 
 @contextmanager

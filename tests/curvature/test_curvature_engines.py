@@ -1,0 +1,99 @@
+"""Models that refuse one way of taking products: another is chosen by trying, and agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.utils.checkpoint import checkpoint
+
+from topoopt.curvature import SpectralTracker, proximity
+from topoopt.curvature.engines import ENGINES
+from topoopt.errors import MeasurementError
+
+X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+class Once(torch.autograd.Function):
+    """Tanh with a backward that cannot be differentiated, like a fused kernel or a compiled graph."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(y := x.tanh())
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * (1 - ctx.saved_tensors[0] ** 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_agree(engine: str) -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    exact = proximity(optimizer, lambda: model(X).square().mean(), engine="double backward", products=20)
+    found = proximity(optimizer, lambda: model(X).square().mean(), engine=engine, products=20)
+    assert found.r == pytest.approx(exact.r, rel=5e-3)
+
+
+def test_a_kernel_without_second_derivative_goes_to_finite_differences_and_that_is_remembered() -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    exact = proximity(optimizer, lambda: model(X).square().mean(), products=20)
+    forwards: list[int] = []
+
+    def loss() -> Tensor:
+        forwards.append(1)
+        return model[2](Once.apply(model[0](X))).square().mean()
+
+    tracker = SpectralTracker(optimizer, products=20)
+    found = tracker.estimate(loss)
+    assert found.engine == "finite differences"
+    assert any("finite differences" in note for note in found.notes)
+    assert found.r == pytest.approx(exact.r, rel=5e-3)
+    forwards.clear()
+    again = tracker.estimate(loss)
+    assert len(forwards) == 1 + again.products  # nothing is tried a second time
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    exact = proximity(optimizer, lambda: model(X).square().mean(), products=20)
+
+    def loss() -> Tensor:
+        out = checkpoint(model, X.clone().requires_grad_(), use_reentrant=reentrant)
+        assert isinstance(out, Tensor)
+        return out.square().mean()
+
+    found = proximity(optimizer, loss, products=20)
+    assert found.r == pytest.approx(exact.r, rel=5e-3)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_compiled_model() -> None:
+    model = network()
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    exact = proximity(optimizer, lambda: model(X).square().mean(), products=20)
+    found = proximity(optimizer, lambda: compiled(X).square().mean(), products=20, model=compiled)
+    assert found.r == pytest.approx(exact.r, rel=5e-3)
+
+
+def test_a_loss_without_a_graph_says_what_to_do() -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(MeasurementError, match="no graph"):
+        proximity(optimizer, lambda: model(X).detach().square().mean())
+    with pytest.raises(MeasurementError, match="scalar"):
+        proximity(optimizer, lambda: model(X))
