@@ -1,26 +1,12 @@
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import gloo_ranks
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-
-
-def _run(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(function(rank, world, *args), Path(folder) / f"{rank}.pt")
-    with contextlib.suppress(RuntimeError):  # the result is safe; a rank that is gone already closes the connection
-        dist.barrier()
-        dist.destroy_process_group()
-    os._exit(0)  # gloo's own threads now and then abort a process that takes itself apart, with or without topoopt
 
 
 @pytest.fixture
@@ -30,7 +16,7 @@ def launch(tmp_path):
     def start(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
         folder = tmp_path / f"{function.__name__}-{world}"
         folder.mkdir()
-        mp.spawn(_run, (world, str(folder), function, args), nprocs=world)
+        mp.spawn(gloo_ranks.run, (world, str(folder), function, args), nprocs=world)
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
     return start
