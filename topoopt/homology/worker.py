@@ -23,7 +23,7 @@ LIMIT = 300.0
 """Seconds after which a job counts as hung and its worker is replaced."""
 CAPACITY = 64
 """Jobs that may wait; they hold their distance matrices."""
-EXIT = 5.0
+EXIT = 60.0
 """Seconds that the end of the program waits for a thread inside a back-end: it must not wake up in what is left of it."""
 NICENESS = 10
 """The worker gives way to the training where the two share a processor."""
