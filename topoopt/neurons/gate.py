@@ -49,19 +49,24 @@ class Gate:
             ) from error
         self._args, self._kwargs = tree_map(_host_double, (args, dict(kwargs)))
         self._randomise()
-        self._reference = self._outputs()
+        try:
+            self._reference = self._outputs()
+        except Exception as error:
+            raise DiscoveryError(
+                f"the model cannot be run in float64 for verification ({type(error).__name__}: {error})"
+            ) from error
         if not all(torch.isfinite(out).all() for out in self._reference):
             raise DiscoveryError("the model's output on random weights is not finite: no group can be verified")
 
     def _randomise(self) -> None:
         """Weights of a size that keeps activations near 1; statistics and scales positive."""
         for name, tensor in named_tensors(self.model).items():
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
             last = name.rsplit(".", 1)[-1]
             if isinstance(tensor, nn.Parameter):
                 fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 1
-                noise = torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64)
+                noise = torch.randn(tensor.shape, generator=self._generator, dtype=tensor.dtype)
                 scale = (1.0 / math.sqrt(max(1, fan))) if tensor.ndim > 1 else 0.3
                 shift = 1.0 if tensor.ndim == 1 and not last.startswith("bias") else 0.0
                 tensor.data.copy_(shift + scale * noise)
@@ -72,7 +77,7 @@ class Gate:
     def _outputs(self, grad: bool = False) -> list[Tensor]:
         with quiet(self.model), _reproducible(), torch.set_grad_enabled(grad), _HoldDoubles():
             result = self.model(*self._args, **self._kwargs)
-        return [out for out in _tensors_in(result) if out.is_floating_point()]
+        return [out for out in _tensors_in(result) if out.is_floating_point() or out.is_complex()]
 
     def change(self, moves: Sequence[tuple[NeuronGroup, Tensor]]) -> float:
         """Largest relative change of the output when groups are permuted; the copy is put back after."""
@@ -99,7 +104,7 @@ class Gate:
         """Names of groups whose parameters do not act on the output at all: permuting those proves nothing."""
         outputs = self._outputs(grad=True)
         weighted = [
-            (out * torch.randn(out.shape, generator=self._generator, dtype=out.dtype)).sum()
+            (out * torch.randn(out.shape, generator=self._generator, dtype=out.dtype)).sum().real
             for out in outputs
             if out.requires_grad
         ]
@@ -185,14 +190,20 @@ class _Copying(TorchFunctionMode):
         tensor = tensor.detach()
         if self._dtype is None:
             return tensor.clone()
-        return tensor.to(device="cpu", dtype=self._dtype if tensor.is_floating_point() else None, copy=True)
+        return tensor.to(device="cpu", dtype=_wide(tensor, self._dtype), copy=True)
 
 
 def _host_double(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     leaf = leaf.detach().cpu()
-    return leaf.double() if leaf.is_floating_point() else leaf
+    return leaf.to(_wide(leaf, torch.float64))
+
+
+def _wide(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if tensor.is_complex():
+        return dtype.to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _relative(out: Tensor, reference: Tensor) -> float:
@@ -211,25 +222,36 @@ def _tensors_in(result: Any) -> list[Tensor]:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """The same global random numbers in every evaluation, and the user's generator where it was."""
+    """The same random numbers in every evaluation, new tensors in float64; the user's generator and default are put back."""
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        yield
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 class _HoldDoubles(TorchFunctionMode):
     """Keeps float64 where a model casts to a narrower type inside (norms and softmax in float32)."""
 
-    NARROW = (torch.float32, torch.float16, torch.bfloat16)
+    NARROW = (torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         first = args[0] if args else None
-        if isinstance(first, Tensor) and first.dtype is torch.float64:
-            if name in ("float", "half", "bfloat16"):
+        if isinstance(first, Tensor) and first.dtype in (torch.float64, torch.complex128):
+            if name in ("float", "half", "bfloat16", "cfloat"):
                 return first
-            args = tuple(torch.float64 if a in self.NARROW else a for a in args) if name in ("to", "type") else args
+            if name in ("to", "type"):
+                args = tuple(self._widened(a) for a in args)
         if kwargs.get("dtype") in self.NARROW:
-            kwargs["dtype"] = torch.float64
+            kwargs["dtype"] = self._widened(kwargs["dtype"])
         return func(*args, **kwargs)
+
+    def _widened(self, argument: Any) -> Any:
+        if not isinstance(argument, torch.dtype) or argument not in self.NARROW:
+            return argument
+        return torch.complex128 if argument.is_complex else torch.float64

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +19,8 @@ from topoopt.neurons.axes import unify
 from topoopt.neurons.rules import RULES, Rule, Value
 from topoopt.neurons.rules.table import fresh, tensors
 
-STATISTICS = ("running_mean", "running_var")
-"""Buffers that belong to units."""
+STATISTICS = ("running_mean", "running_var", "_u", "_v", "weight_u", "weight_v")
+"""Buffers that belong to units and that training moves as it moves those: statistics, a spectral norm's vectors."""
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -58,9 +61,23 @@ def propagate(
 
     The model is left as it was: its modes are put back, and nothing runs on its weights (the export is symbolic).
     """
-    with quiet(model):
+    with quiet(model), _silent():
         program = torch.export.export(model, args, dict(kwargs), strict=False)
     return _Walk(model, program, {**RULES, **(extra_rules or {})}).run()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What the export says of a model that it cannot trace is no news to the user: the error is caught and reported."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -138,7 +155,7 @@ class _Walk:
                         axis.mark("residual")
 
     def _written(self, node: fx.Node) -> None:
-        """What an operator wrote to in place has the result's axes; it, and what it views, is filled with one number no longer."""
+        """What was written to in place has the result's axes; it, and what it views, is no longer one number everywhere."""
         written = self._look_up(node.args[0])
         result = self._env.get(node)
         if isinstance(written, Value) and isinstance(result, Value):

@@ -6,11 +6,13 @@ from topoopt.neurons.rules import (
     elementwise,
     indexing,
     linear,
+    loss,
     making,
     norm,
     recurrent,
     reduction,
     shape,
+    transform,
 )
 from topoopt.neurons.rules.table import RULES, Rule, Value
 
@@ -23,9 +25,11 @@ __all__ = [
     "elementwise",
     "indexing",
     "linear",
+    "loss",
     "making",
     "norm",
     "recurrent",
     "reduction",
     "shape",
+    "transform",
 ]

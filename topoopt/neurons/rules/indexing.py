@@ -95,6 +95,28 @@ def scatter(out: list[int], x: Value, dim: int, index: Value, source: Any = None
     return Value(list(x.dims))
 
 
+@rule("index_add", "index_copy")
+def index_add(out: list[int], x: Value, dim: int, index: Value, source: Value, **kwargs: Any) -> Value:
+    """Whole entries added at positions along `dim`."""
+    dim = dim % len(x.dims)
+    look_up(x.dims[dim], index, "an axis")
+    if index.dims:
+        unify(index.dims[0], source.dims[dim])
+    rest = [i for i in range(len(out)) if i != dim]
+    shared = [Value([v.dims[i] for i in rest], uniform=v.uniform) for v in (x, source)]
+    dims = broadcast(shared, [int(out[i]) for i in rest])
+    dims.insert(dim, x.dims[dim])
+    return Value(dims)
+
+
+@rule("embedding_bag", "_embedding_bag")
+def embedding_bag(out: list[list[int]], weight: Value, index: Value, *args: Any, **kwargs: Any) -> list[Value]:
+    """Sums or means of rows of weight (V, d) -> (bags, d), and how they were counted."""
+    look_up(weight.dims[0], index, "a vocabulary")
+    bags = Value([Axis(int(out[0][0]), "bags"), weight.dims[1]])
+    return [bags, *[Value([Axis(int(size), "bags") for size in shape]) for shape in out[1:]]]
+
+
 @rule("topk")
 def topk(out: list[list[int]], x: Value, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> list[Value]:
     """The k largest along `dim`, ranked; their indices count positions of that axis."""

@@ -27,7 +27,7 @@ def addmm(out: list[int], bias: Value, a: Value, b: Value, **kwargs: Any) -> Val
     return product
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot", "linalg_vecdot")
+@rule("mm", "bmm", "matmul", "mv", "dot", "vdot", "linalg_vecdot")
 def matmul(out: list[int], a: Value, b: Value, **kwargs: Any) -> Value:
     """(..., m, k) times (..., k, n): k is summed over, leading dimensions are broadcast."""
     left, right = a.dims, b.dims
@@ -66,6 +66,22 @@ def bilinear(out: list[int], a: Value, b: Value, weight: Value, bias: Value | No
     if bias is not None:
         unify(bias.dims[0], weight.dims[0])
     return Value([*a.dims[:-1], weight.dims[0]])
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(out: list[int], a: Value, b: Value, *args: Any, **kwargs: Any) -> Value:
+    """a (..., m, k), b (..., n, k) -> (..., m, n)."""
+    unify(a.dims[-1], b.dims[-1])
+    batch = broadcast([Value(a.dims[:-2]), Value(b.dims[:-2])], out[:-2]) if len(out) > 2 else []
+    return Value([*batch, a.dims[-2], b.dims[-2]])
+
+
+@rule("kron")
+def kron(out: list[int], a: Value, b: Value) -> Value:
+    """Every entry of `a` times all of `b`: dimensions are products."""
+    pad = len(out)
+    left, right = ([*[Axis(1)] * (pad - len(v.dims)), *v.dims] for v in (a, b))
+    return Value([Axis.product([x, y]) for x, y in zip(left, right)])
 
 
 @rule("outer")

@@ -65,7 +65,7 @@ def movedim(out: list[int], x: Value, source: Any, destination: Any) -> Value:
     return Value([x.dims[next(rest) if i is None else i] for i in order], uniform=x.uniform, domain=x.domain)
 
 
-@rule("t", "numpy_T", "mT", "adjoint", "matrix_H")
+@rule("t", "numpy_T", "mT", "adjoint", "matrix_H", "mH")
 def t(out: list[int], x: Value) -> Value:
     """Swap the last two dimensions."""
     return Value([*x.dims[:-2], *x.dims[-2:][::-1]], source=x.source, uniform=x.uniform, domain=x.domain, roles=x.roles)
@@ -196,9 +196,7 @@ def pad(out: list[int], x: Value, padding: list[int], *args: Any, **kwargs: Any)
     return Value(dims)
 
 
-@rule(
-    "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "as_strided", "tril", "triu", "diagonal"
-)
+@rule("unfold", "as_strided", "tril", "triu", "diagonal")
 def positions(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
     """The last two dimensions (or a window over one) are told apart by place; leading ones are kept where they fit."""
     kept = 0
@@ -207,6 +205,47 @@ def positions(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
     for axis in x.dims[kept:]:
         axis.freeze("an operator that depends on places")
     return Value([*x.dims[:kept], *[Axis(int(size), "places") for size in out[kept:]]], uniform=False)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(out: list[int], x: Value, factor: int) -> Value:
+    """(N, C r r, H, W) -> (N, C, H r, W r): the channels' inner factor becomes places."""
+    channels, inner = x.dims[-3].split([int(out[-3]), factor * factor])
+    inner.freeze("places within a larger pixel")
+    return Value([*x.dims[:-3], channels, *[Axis(int(size), "a spatial dimension") for size in out[-2:]]])
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(out: list[int], x: Value, factor: int) -> Value:
+    """(N, C, H r, W r) -> (N, C r r, H, W)."""
+    channels = Axis.product([x.dims[-3], Axis(factor * factor, "places within a larger pixel")])
+    return Value([*x.dims[:-3], channels, *[Axis(int(size), "a spatial dimension") for size in out[-2:]]])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(out: list[int], x: Value, groups: int) -> Value:
+    """Channels (group, within) become (within, group)."""
+    group, within = x.dims[1].split([groups, x.dims[1].size // groups])
+    return Value([x.dims[0], Axis.product([within, group]), *x.dims[2:]])
+
+
+@rule("im2col")
+def im2col(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
+    """(N, C, H, W) -> (N, C k, L): windows of k places."""
+    channels = x.dims[-3]
+    for axis in x.dims[-2:]:
+        axis.freeze("a spatial dimension")
+    windows = Axis.product([channels, Axis(int(out[-2]) // channels.size, "places within a window")])
+    return Value([*x.dims[:-3], windows, Axis(int(out[-1]), "a spatial dimension")])
+
+
+@rule("col2im")
+def col2im(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
+    """(N, C k, L) -> (N, C, H, W)."""
+    channels, inner = x.dims[-2].split([int(out[-3]), x.dims[-2].size // int(out[-3])])
+    inner.freeze("places within a window")
+    x.dims[-1].freeze("a spatial dimension")
+    return Value([*x.dims[:-2], channels, *[Axis(int(size), "a spatial dimension") for size in out[-2:]]])
 
 
 @rule("view_as_complex")
