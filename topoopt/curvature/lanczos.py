@@ -32,6 +32,15 @@ def plain_dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b)
 
 
+def _next(w: Tensor, length: Tensor, entries: Tensor) -> Tensor:
+    """The next direction; 0 once the space is exhausted, where dividing rounding by its length may overflow.
+
+    A product that is not finite is passed on, for the caller to see.
+    """
+    exhausted = length <= BREAKDOWN * entries.abs().max()
+    return torch.where(exhausted, torch.zeros_like(w), w / length)
+
+
 def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
     """Run `steps` products with full reorthogonalisation from `start` (flat, not zero).
 
@@ -44,10 +53,10 @@ def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
         alphas.append(dot(basis[-1], w))
         for _ in range(2):  # twice is enough
             for q in basis:
-                w = w - dot(q, w) * q
+                w = w.addcmul(q, dot(q, w), value=-1)
         beta = dot(w, w).sqrt()
         betas.append(beta)
-        basis.append(w / beta.clamp_min(torch.finfo(w.dtype).tiny))
+        basis.append(_next(w, beta, torch.stack([*alphas, *betas])))
     diagonal, off = torch.stack([torch.stack(alphas), torch.stack(betas)]).double().cpu()
     size = float(torch.cat([diagonal.abs(), off]).max())
     if not math.isfinite(size):
@@ -74,10 +83,10 @@ def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
             for i, q in enumerate(basis):
                 share = dot(q, w)
                 column[i] += share
-                w = w - share * q
+                w = w.addcmul(q, share, value=-1)
         column[-1] = dot(w, w).sqrt()
         columns.append(column)
-        basis.append(w / column[-1].clamp_min(torch.finfo(w.dtype).tiny))
+        basis.append(_next(w, column[-1], torch.cat(columns)))
     hessenberg = torch.zeros(steps, steps, dtype=torch.float64)
     size, end = float(torch.cat(columns).abs().max()), steps
     if not math.isfinite(size):

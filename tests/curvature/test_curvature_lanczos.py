@@ -1,0 +1,82 @@
+"""Lanczos and Arnoldi against dense eigenvalues: random, degenerate, of low rank, badly scaled, and not finite."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from topoopt.curvature.lanczos import arnoldi, lanczos
+
+
+def _rotation(n: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+
+
+eigenvalues = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 7.0]) | st.floats(-5, 5), min_size=1, max_size=12)
+
+
+@given(eigenvalues, st.integers(0, 10**6), st.floats(-8, 8), st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=60, deadline=None)
+def test_both_ends_of_a_symmetric_matrix(values: list[float], seed: int, decades: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q = _rotation(len(values), generator)
+    matrix = ((q * torch.tensor(values, dtype=torch.float64)) @ q.T * 10**decades).to(dtype)
+    start = torch.randn(len(values), generator=generator, dtype=torch.float64).to(dtype)
+    truth = torch.linalg.eigvalsh(matrix.double())
+    near = (3e-4 if dtype is torch.float32 else 1e-5) * float(truth.abs().max()) + 1e-30
+    for run in (lanczos, arnoldi):
+        ends = run(lambda v: matrix @ v, start, 2 * len(values))  # more products than there are dimensions
+        assert ends.low == pytest.approx(float(truth[0]), abs=near)
+        assert ends.high == pytest.approx(float(truth[-1]), abs=near)
+        assert float(ends.vector.norm()) == pytest.approx(1, abs=1e-3)
+
+
+@given(st.integers(2, 10), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_arnoldi_finds_the_spectral_radius(n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    start = torch.randn(n, generator=generator, dtype=torch.float64)
+    ends = arnoldi(lambda v: matrix @ v, start, n)
+    truth = float(torch.linalg.eigvals(matrix).abs().max())
+    assert max(abs(ends.low), abs(ends.high)) == pytest.approx(truth, rel=1e-6)
+
+
+def test_no_product_says_more_than_the_matrix_has() -> None:
+    """Ritz values lie inside the spectrum, however few the products."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(50, 50, generator=generator, dtype=torch.float64)
+    matrix, start = matrix + matrix.T, torch.randn(50, generator=generator, dtype=torch.float64)
+    truth = torch.linalg.eigvalsh(matrix)
+    highs = [lanczos(lambda v: matrix @ v, start, steps).high for steps in range(1, 30)]
+    assert highs == sorted(highs)
+    assert highs[-1] <= float(truth[-1]) + 1e-9
+
+
+@pytest.mark.parametrize("tail", [0.0, 1e-30, 1e-10])
+def test_an_exhausted_space_does_not_overflow(tail: float) -> None:
+    """After two steps nothing is left but rounding, which must neither be divided by nor reported."""
+    diagonal = torch.tensor([1.0, 2.0, 2.0, tail, tail, tail])
+    start = torch.tensor([1.0, 1.0, 1.0, tail, 0.0, 0.0])
+    for run in (lanczos, arnoldi):
+        ends = run(lambda v: diagonal * v, start, 6)
+        assert ends.high == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_zero_matrix() -> None:
+    for run in (lanczos, arnoldi):
+        ends = run(torch.zeros_like, torch.ones(4), 4)
+        assert (ends.low, ends.high) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_what_is_not_finite_reads_nan(poison: float) -> None:
+    for run in (lanczos, arnoldi):
+        ends = run(lambda v: v * poison, torch.ones(4), 4)
+        assert math.isnan(ends.low)
+        assert math.isnan(ends.high)
