@@ -17,5 +17,9 @@ class MeasurementError(TopoError, RuntimeError):
     """A quantity could not be measured (NaN weights, a loss without a graph, ...)."""
 
 
+class NotDefinedError(MeasurementError):
+    """A quantity that this optimizer or model does not have: a property of it, not a fault."""
+
+
 class SteeringError(TopoError, RuntimeError):
     """This optimizer's update does not follow its learning rate, so it cannot be steered."""

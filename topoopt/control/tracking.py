@@ -33,8 +33,8 @@ def curvatures(reading: Reading, state: State, memory: int) -> list[float]:
 def watch_loss(reading: Reading, state: State, guard: float) -> tuple[str, State]:
     """Hold the reading's loss against its own history; returns what is wrong ("" for nothing) and the new history.
 
-    A loss is a spike above `guard` times the running median plus a fifth of the first loss. It joins the history all
-    the same, so that a run whose loss has risen for good is not braked for ever.
+    A loss is a spike above `guard` times the running median plus a fifth of the first loss; it joins the history all the
+    same, so that a new level is got used to. Getting used to it ends a fifth above the run's first loss.
     """
     losses = list(_floats(state.get("losses")))
     first = state.get("first_loss")
@@ -46,7 +46,9 @@ def watch_loss(reading: Reading, state: State, guard: float) -> tuple[str, State
     trouble = ""
     if len(losses) >= PATIENCE:
         limit = guard * median(losses) + SLACK * abs(first)
-        if reading.loss > limit:
+        if reading.loss > first + SLACK * abs(first):
+            trouble = f"the loss {reading.loss:.4g} is above where the run began ({first:.4g})"
+        elif reading.loss > limit:
             trouble = (
                 f"the loss {reading.loss:.4g} is above {limit:.4g} ({guard:g} times its running median, and slack)"
             )

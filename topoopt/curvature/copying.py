@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topoopt.errors import MeasurementError
+from topoopt.errors import MeasurementError, NotDefinedError
 
 HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -48,7 +48,7 @@ def _bare_step(optimizer: Optimizer) -> Callable[[Any], Any]:
         step = step.__wrapped__
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise MeasurementError(
+        raise NotDefinedError(
             f"{type(optimizer).__name__}.step needs a closure and evaluates the loss as often as it likes: its step is "
             "no function of one gradient, so it has no Jacobian of this kind"
         )

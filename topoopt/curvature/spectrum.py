@@ -18,7 +18,7 @@ from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, open_en
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.probe import Probe
 from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
-from topoopt.errors import ConfigError, MeasurementError
+from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
 Block = Mapping[Tensor, Tensor]
 FORMS = ("auto", "held", "full", "black box")
@@ -135,7 +135,7 @@ def opened(
         raise MeasurementError("the optimizer holds no parameter that asks for a gradient")
     if has_no_lipschitz_constant(optimizer):
         name = type(optimizer).__name__
-        raise MeasurementError(f"{name} takes signs: its displacement has no Lipschitz constant, so r is not defined")
+        raise NotDefinedError(f"{name} takes signs: its displacement has no Lipschitz constant, so r is not defined")
     chosen = ("held" if spec_of(optimizer) is not None else "black box") if form == "auto" else form
     if chosen == "held" and spec_of(optimizer) is None:
         raise ConfigError(f'form="held" needs a recognised rule; {type(optimizer).__name__} is none: use "black box"')

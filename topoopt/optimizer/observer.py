@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from topoopt import critical
 from topoopt.config import TopoConfig
+from topoopt.errors import NotDefinedError
 from topoopt.measurement import Decision, GroupMeasurement, Measurement, Phase
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer import distributed
@@ -87,6 +88,8 @@ class Observer:
         try:
             with distributed.together():
                 return self._spectral.read(self.loss, self.model, groups, closure_given=closure_given)
+        except NotDefinedError as error:
+            return SpectralReading(reason=str(error))
         except Exception as error:
             return SpectralReading(reason=self._faults.note("spectral", error))
 

@@ -89,7 +89,7 @@ class Spectral:
     def _one_group(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> tuple[str, float] | None:
         """Block-restricted proximity of the next group in turn: which layer is nearest its critical point.
 
-        It gets half the products: it is there to compare layers, not to steer by.
+        It gets a third of the products: it is there to compare layers, not to steer by.
         """
         if not self._config.per_group or not groups:
             return None
@@ -97,7 +97,7 @@ class Spectral:
         self._turn += 1
         parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
         block: dict[Tensor, Tensor] = {parameters[name]: mask for name, mask in group.masks(model).items()}
-        return group.name, tracked.block(block, max(3, self._config.products // 2)).r
+        return group.name, tracked.block(block, max(2, self._config.products // 3)).r
 
     def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> float:
         if not self._config.field or not groups:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from topoopt.config import TopoConfig
+from topoopt.geometry import distances as pairwise
 from topoopt.geometry import ratios
 from topoopt.homology import Finished, HomologyWorker, Persistence, Watch, total_persistence
 from topoopt.measurement import GroupMeasurement
@@ -131,8 +132,8 @@ class Topology:
         return {**self._counts, "homology_restarts": restarts} if self._active else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """References as tensors and numbers."""
-        self._collect(wait=bool(self._requested), timeout=FINISH_SECONDS)
+        """References as tensors and numbers, and what is on its way: a checkpoint does not wait for it."""
+        self._collect(wait=self.config.wait, timeout=FINISH_SECONDS)
         references = {
             name: {
                 "points": reference.points,
@@ -144,7 +145,8 @@ class Topology:
             }
             for name, reference in self._references.items()
         }
-        return {"references": references, "counts": dict(self._counts)}
+        requested = {name: {"step": step, "points": points} for name, (step, points) in self._requested.items()}
+        return {"references": references, "requested": requested, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values; what was on its way is asked for again."""
@@ -161,3 +163,6 @@ class Topology:
                 Watch.of(diagrams).observe(lower, upper),
                 tuple(saved["notes"]),
             )
+        for name, saved in state["requested"].items():
+            self._requested[name] = int(saved["step"]), saved["points"]
+            self._start().submit(name, int(saved["step"]), pairwise(saved["points"]))
