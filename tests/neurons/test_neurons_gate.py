@@ -1,0 +1,174 @@
+"""The gate: wrong groups are caught, right ones pass, and nothing of the user's is touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import neuron_zoo_hf  # noqa: F401 (registers its architectures)
+import pytest
+import torch
+from neuron_zoo import ZOO, Example, rand
+from torch import Tensor, nn
+
+from topoopt.errors import DiscoveryError
+from topoopt.neurons import NeuronGroup, discover, verify
+from topoopt.neurons.gate import Gate, copy_of, judge
+
+CONTROLS = [
+    "mlp", "mlp_layer_norm", "cnn_batch_norm", "resnet", "group_norm", "grouped_convolution", "unet", "densenet", "lstm",
+    "gru", "lstm_both_ways", "torch_transformer_encoder", "attention_fused_thirds", "grouped_query_attention",
+    "gated_halves", "weight_norm", "low_rank_adapter", "gpt2", "llama", "mixtral", "t5",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPOOPT_CACHE", str(tmp_path))
+
+
+def build(name: str) -> Example:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ZOO[name].build()
+
+
+def spoiled(group: NeuronGroup, tensors: dict[str, Tensor]) -> list[tuple[str, NeuronGroup]]:
+    """The group without one of its slices, and with one of them shifted by a unit, where it can be."""
+    wrong = []
+    for i, s in enumerate(group.slices):
+        rest = group.slices[:i] + group.slices[i + 1 :]
+        if rest:
+            wrong.append((s.tensor, replace(group, slices=rest)))
+        last = int(s.positions(group.n).max())
+        if last + s.inner < tensors[s.tensor].shape[s.dim]:
+            moved = replace(s, offset=s.offset + s.inner)
+            wrong.append((s.tensor, replace(group, slices=(*group.slices[:i], moved, *group.slices[i + 1 :]))))
+    return wrong
+
+
+SILENT = ("k.bias", "k_proj.bias", "key.bias", "weight_hh_l0_reverse")
+"""Tensors with which any permutation is right. A key's bias adds one number to all scores of a query, which softmax takes
+out; the backward half of an LSTM that is read at the last step has made one step, from a state of zeros."""
+
+
+def test_at_least_97_of_100_spoiled_groups_are_caught() -> None:
+    caught, missed = 0, []
+    for name in CONTROLS:
+        example = build(name)
+        tensors = dict(example.model.named_parameters(remove_duplicate=False))
+        tensors |= dict(example.model.named_buffers(remove_duplicate=False))
+        gate = Gate(example.model, example.args, example.kwargs)
+        for group in discover(example.model, *example.args, **example.kwargs):
+            for where, wrong in spoiled(group, tensors):
+                if judge(gate, [wrong]).passed:
+                    missed.append(f"{name}: {group.name}: {where}")
+                else:
+                    caught += 1
+    total = caught + len(missed)
+    assert total > 450
+    assert caught >= 0.97 * total, missed
+    assert not [miss for miss in missed if not miss.endswith(SILENT)], missed
+
+
+def test_wrong_groups_among_right_ones_are_found_by_bisection() -> None:
+    example = build("gpt2")
+    groups = list(discover(example.model, *example.args))
+    chosen = next(g for g in groups if g.kind == "hidden")
+    wrong = replace(chosen, name="wrong", slices=chosen.slices[:-1])
+    verdict = judge(Gate(example.model, example.args, {}), [*groups[:3], wrong, *groups[3:]])
+    assert list(verdict.rejected) == ["wrong"]
+    assert "changes the output by" in verdict.rejected["wrong"]
+    assert verdict.passed == groups
+
+
+def test_two_units_swapped_by_chance_is_not_enough() -> None:
+    """With n = 2 the only permutation that moves anything must be the one that is tried."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 4))
+    (group,) = discover(model, rand(5, 3))
+    assert verify(model, group, rand(5, 3)) < 1e-12
+    assert verify(model, replace(group, slices=group.slices[:-1]), rand(5, 3)) > 1e-3
+
+
+def test_zero_and_one_initial_weights_hide_nothing() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    nn.init.zeros_(model[2].weight)  # type: ignore[arg-type]
+    (group,) = discover(model, rand(5, 3))
+    no_norm = replace(group, slices=tuple(s for s in group.slices if not s.tensor.startswith("1.")))
+    assert verify(model, no_norm, rand(5, 3)) > 1e-3
+
+
+def test_a_model_that_gives_no_finite_output_is_named() -> None:
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) / 0.0
+
+    with pytest.raises(DiscoveryError, match="not finite"):
+        discover(Log(), rand(4, 3))
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.lock = __import__("threading").Lock()  # type: ignore[assignment]
+    with pytest.raises(DiscoveryError, match="cannot be copied"):
+        discover(model, rand(4, 3))
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that a discovery could leave behind: identities, versions and values of tensors, modes, hooks, attributes."""
+    held: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        held[f"{name}.training"] = module.training
+        held[f"{name}.attributes"] = {k: id(v) for k, v in vars(module).items()}
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            held[f"{name}.{hooks}"] = list(getattr(module, hooks).items())
+        if isinstance(module, nn.RNNBase):
+            held[f"{name}._flat_weights"] = [id(w) for w in module._flat_weights]
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        held[name] = (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad, tensor.detach().clone())
+        held[f"{name}.grad"] = None if tensor.grad is None else (id(tensor.grad), tensor.grad.clone())
+    return held
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "name", ["lstm", "cnn_batch_norm", "weight_norm_old", "data_dependent_branch", "llama", "mixtral"]
+)
+def test_the_model_and_the_generators_are_left_as_they_were(name: str) -> None:
+    example = build(name)
+    model = example.model.train()
+    next(model.children()).eval()
+    ran: list[int] = []
+    next(model.children()).register_forward_hook(lambda *_: ran.append(1))
+    output = model(*example.args, **example.kwargs)
+    (output if isinstance(output, Tensor) else output[0]).square().sum().backward()
+    calls, before, state, default = len(ran), snapshot(model), torch.get_rng_state(), torch.get_default_dtype()
+    config = str(getattr(model, "config", ""))
+    assert discover(model, *example.args, **example.kwargs)
+    after = snapshot(model)
+    assert len(ran) == calls
+    assert before.keys() == after.keys()
+    assert not [key for key in before if not same(before[key], after[key])]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_default_dtype() is default
+    assert str(getattr(model, "config", "")) == config
+
+
+def test_a_copy_in_the_middle_of_training_holds_no_graph() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.kept = model(rand(4, 3))  # type: ignore[assignment]  # a result with a graph, which no deep copy takes
+    copied = copy_of(model, torch.float64)
+    assert copied.kept.grad_fn is None
+    assert all(p.dtype is torch.float64 and p.grad is None for p in copied.parameters())
+    assert model[0].weight.dtype is torch.float32
