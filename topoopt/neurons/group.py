@@ -74,7 +74,10 @@ class NeuronGroup:
         return torch.cat([_take(s, tensors[s.tensor].detach(), self.n) for s in self._own], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:
-        """Write points (n, d) into the model, in place: the inverse of `points`."""
+        """Write points (n, d) into the model, in place: the inverse of `points`.
+
+        A recurrent weight belongs to the unit it leaves and to the one it enters; the last slice that holds it is written last.
+        """
         tensors, start = named_tensors(model), 0
         with torch.no_grad():
             for s in self._own:
