@@ -160,7 +160,9 @@ def test_hold_starts_low_grows_slowly_and_holds_the_shape() -> None:
     assert half.scale == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("rule", "target"), [("adamw", 0.5), ("sgd nesterov momentum", 0.25), ("sgd", 1.0), ("black box", 0.5)])
+@pytest.mark.parametrize(
+    ("rule", "target"), [("adamw", 0.5), ("sgd nesterov momentum", 0.25), ("sgd", 1.0), ("black box", 0.5)]
+)
 def test_hold_knows_a_target_for_each_rule(rule: str, target: float) -> None:
     decision, _ = Hold().decide(reading(r=1.0, rule=rule), Hold().start())
     assert decision.scale == pytest.approx(START * target * 2.0)
