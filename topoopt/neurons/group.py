@@ -76,7 +76,7 @@ class NeuronGroup:
     def scatter(self, model: nn.Module, points: Tensor) -> None:
         """Write points (n, d) into the model, in place: the inverse of `points`.
 
-        A recurrent weight belongs to the unit it leaves and to the one it enters; the last slice that holds it is written last.
+        A recurrent weight belongs to the unit it leaves and the one it enters; the last slice that holds it is written last.
         """
         tensors, start = named_tensors(model), 0
         with torch.no_grad():
