@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from topoopt.neurons import cache, fallback
+from topoopt.neurons import cache, fallback, standin
 from topoopt.neurons.candidates import candidates
-from topoopt.neurons.gate import Gate, judge
+from topoopt.neurons.gate import Gate, Verdict, judge
 from topoopt.neurons.group import NeuronGroup, named_tensors
 from topoopt.neurons.propagation import propagate
 from topoopt.neurons.rules import Rule
@@ -86,7 +86,11 @@ def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | Non
             f"the model could not be exported ({_first_line(error)}): candidates are by module types and shapes"
         )
         groups = fallback.candidates(own)
-    verdict = judge(Gate(own, args, kwargs), groups)
+    if standin.has_no_data(own):
+        verdict = _judge_by_sibling(own, args, kwargs, groups)
+        notes.append("the model has no data: its groups were compared with the verified ones of a small sibling")
+    else:
+        verdict = judge(Gate(own, args, kwargs), groups)
     result = {
         "groups": verdict.passed,
         "frozen": frozen,
@@ -96,6 +100,20 @@ def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | Non
     }
     cache.save(key, result)
     return Discovery(**result)
+
+
+def _judge_by_sibling(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], groups: list[NeuronGroup]
+) -> Verdict:
+    """Groups pass that a small model of the same class has too, verified on its numbers."""
+    small = standin.sibling(model)
+    if small is None:
+        return Verdict([], {g.name: "the model has no data, and no configuration to build a small one" for g in groups})
+    args, kwargs = standin.inputs(args, kwargs)
+    known = {standin.signature(group) for group in discover(small, *args, **kwargs)}
+    passed = [group for group in groups if standin.signature(group) in known]
+    missing = "a small model of the same class has no such group"
+    return Verdict(passed, {g.name: missing for g in groups if standin.signature(g) not in known})
 
 
 def _coverage(model: nn.Module, groups: list[NeuronGroup]) -> float:
