@@ -52,10 +52,11 @@ COORDINATEWISE = {
     "adagrad": lambda p: optim.Adagrad(p, lr=0.05),
     "adadelta": lambda p: optim.Adadelta(p, lr=1.0),
     "nadam": lambda p: optim.NAdam(p, lr=0.01),
+    "adam decay": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.2),
+    "adamw decay": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.5),
 }
 ANY = {
     **COORDINATEWISE,
-    "adamw decay": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.5),
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "adafactor": lambda p: optim.Adafactor(p, lr=0.01),
 }
@@ -256,3 +257,33 @@ def test_sgd_diverges_just_past_its_edge_and_not_before(beta: float, nesterov: b
             (x.square().sum() / 2).backward()
             settled.step()
         assert (abs(x.item()) < 0.1) is settles
+
+
+@pytest.mark.parametrize("form", ["full", "black box"])
+def test_float32_weights_lose_little(form: str) -> None:
+    """Steps of 1e-4 beside weights of 1: their differences are rounding unless the copy steps in float64."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model, optimizer = after(lambda p: optim.Adam(p, lr=1e-4))
+        model = copy.deepcopy(model).to(dtype)
+        twin = optim.Adam(model.parameters(), lr=1e-4)
+        twin.load_state_dict(optimizer.state_dict())
+        x, y = X.to(dtype), Y.to(dtype)
+        loss = lambda: (model(x) - y).square().mean()  # noqa: B023, E731
+        loss().backward()
+        found.append(proximity(twin, loss, form=form, when="upcoming", products=26).r)
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+@pytest.mark.parametrize("when", ["last", "upcoming"])
+@pytest.mark.parametrize("engine", ["auto", "finite differences", "finite differences through .grad"])
+def test_weights_that_no_step_would_touch_have_no_part(engine: str, when: str) -> None:
+    """Without a gradient torch skips a weight, its decay included: 0, though lr c / eps would be the largest r of all."""
+    model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)]).double()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    x = torch.eye(2, dtype=torch.float64)
+    both, used = (optim.Adam(m.parameters(), lr=0.01, weight_decay=0.1) for m in (model, model[0]))
+    loss = lambda: (model[0](x) - 1).square().sum()  # noqa: E731
+    values = [proximity(o, loss, engine=engine, when=when, products=12).r for o in (both, used)]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)

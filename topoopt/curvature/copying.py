@@ -28,17 +28,26 @@ def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequ
     """What the optimizer's own next step would move `parameters` by, given these gradients; nothing is changed.
 
     The step is taken by a copy, on copies of the weights and of the state, without hooks. Weights of the optimizer that
-    are not among `parameters` have no gradient in it, so the copy leaves them alone.
+    are not among `parameters` have no gradient in it, so the copy leaves them alone. It is taken in float64 where the
+    optimizer lets it, since differences of moves that are small beside the weights would be rounding in float32.
 
     Raises:
         MeasurementError: when the step needs a closure, or something that the optimizer holds cannot be copied.
     """
     step = _bare_step(optimizer)
-    replica, replaced = _replica(optimizer)
-    for parameter, grad in zip(parameters, grads):
-        replaced[id(parameter)].grad = grad.detach().clone().to(parameter.dtype)
-    step(replica)
-    return [(replaced[id(p)] - p).detach() for p in parameters]
+
+    def moves(*, precise: bool) -> list[Tensor]:
+        replica, replaced = _replica(optimizer, precise)
+        for parameter, grad in zip(parameters, grads):
+            own = replaced[id(parameter)]
+            own.grad = grad.detach().clone().to(own.dtype)
+        step(replica)
+        return [(replaced[id(p)] - p).detach() for p in parameters]
+
+    try:
+        return moves(precise=True)
+    except (RuntimeError, TypeError, AssertionError, ValueError):  # a kernel or a device that knows no float64
+        return moves(precise=False)
 
 
 def _bare_step(optimizer: Optimizer) -> Callable[[Any], Any]:
@@ -56,11 +65,11 @@ def _bare_step(optimizer: Optimizer) -> Callable[[Any], Any]:
 
 
 @torch.no_grad()
-def _replica(optimizer: Optimizer) -> tuple[Any, dict[int, Tensor]]:
+def _replica(optimizer: Optimizer, precise: bool) -> tuple[Any, dict[int, Tensor]]:
     """An object of the same class with copies of all it holds; weights are replaced wherever they are referred to."""
     replica = object.__new__(type(optimizer))
     replaced = {
-        id(p): p.detach().clone().requires_grad_(p.requires_grad)
+        id(p): (_wide(p) if precise else p.detach().clone()).requires_grad_(p.requires_grad)
         for group in optimizer.param_groups
         for p in group["params"]
     }
@@ -77,4 +86,13 @@ def _replica(optimizer: Optimizer) -> tuple[Any, dict[int, Tensor]]:
             ) from error
     for name in HOOKS:
         replica.__dict__[name] = OrderedDict()
+    for state in replica.state.values() if precise else ():
+        for key, value in state.items() if isinstance(state, dict) else ():
+            if isinstance(value, Tensor) and value.ndim:  # scalars are step counts, whose type kernels insist on
+                state[key] = _wide(value)
     return replica, replaced
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A copy, in float64 if it holds real numbers."""
+    return tensor.detach().clone().to(torch.float64 if tensor.is_floating_point() else tensor.dtype)

@@ -1,8 +1,8 @@
 """The displacement's Jacobian as an operator on flat vectors, in one of three forms.
 
-held: w^1/2 H w^1/2 + w c + s at the preconditioner held (symmetric; `rules`). full: diag(phi'(g)) H for a coordinate-wise
-rule, phi' by a finite difference of the optimizer's own step in the gradient. black box: finite differences of the
-optimizer's own step in the weights, gradient included.
+held: w^1/2 H w^1/2 + w c + s at the preconditioner held (symmetric; `rules`). full: diag(phi'(g)) H + decay for a
+coordinate-wise rule, phi' by a finite difference of the optimizer's own step in the gradient, the decay by one in the
+weight. black box: finite differences of the optimizer's own step in the weights, gradient included.
 """
 
 from __future__ import annotations
@@ -107,14 +107,22 @@ def full(engine: Engine, layout: Layout, optimizer: Optimizer, gradient: Sequenc
     """V -> -dD/dx v with D_i = phi(g_i): phi' is taken coordinate by coordinate, in one extra step of a copy."""
     base = layout.flatten(displacement(optimizer, layout.parameters, gradient))
     flat = layout.flatten(list(gradient))
-    step = (1e-3 if layout.dtype is torch.float32 else 1e-6) * (flat.abs() + flat.abs().mean())
+    step = _small(flat)
     ahead = [a.to(g.dtype) for a, g in zip(layout.unflatten(flat + step), gradient)]
     slope = (layout.flatten(displacement(optimizer, layout.parameters, ahead)) - base) / step
+    step = _small(layout.flatten(layout.parameters))
+    with moved(layout.parameters, layout.unflatten(step), 1.0):
+        decay = (layout.flatten(displacement(optimizer, layout.parameters, gradient)) - base) / step
 
     def product(v: Tensor) -> Tensor:
-        return -slope * layout.flatten(engine.product(layout.unflatten(v)))
+        return -slope * layout.flatten(engine.product(layout.unflatten(v))) - decay * v
 
     return product
+
+
+def _small(values: Tensor) -> Tensor:
+    """A step for differences, each coordinate's own."""
+    return (1e-3 if values.dtype is torch.float32 else 1e-6) * (values.abs() + values.abs().mean() + 1e-12)
 
 
 def black_box(engine: FiniteDifferences, layout: Layout, optimizer: Optimizer) -> Product:

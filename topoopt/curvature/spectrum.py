@@ -235,7 +235,7 @@ def _gradient(layout: jacobian.Layout, engine: Engine, grads: str) -> tuple[list
     own = [p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in layout.parameters]
     if grads == "auto" and any(grad is not None for grad in own):
         return own, ""
-    return list(engine.gradient), "which was asked for" if grads == "probe" else "since .grad is empty"
+    return engine.step_gradient, "which was asked for" if grads == "probe" else "since .grad is empty"
 
 
 def _check(when: str, form: str) -> None:
