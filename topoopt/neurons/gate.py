@@ -7,6 +7,7 @@ zero low-rank factors), a permutation of a true symmetry changes the output by r
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from topoopt.errors import DiscoveryError
 from topoopt.neurons.group import NeuronGroup, named_tensors
 from topoopt.neurons.propagation import STATISTICS, quiet
 
+logger = logging.getLogger("topoopt")
 TOLERANCE = 1e-9
 """Largest relative change of the output that a true symmetry causes in float64."""
 SMALL = 4
@@ -59,20 +61,21 @@ class Gate:
             raise DiscoveryError("the model's output on random weights is not finite: no group can be verified")
 
     def _randomise(self) -> None:
-        """Weights of a size that keeps activations near 1; statistics and scales positive."""
-        for name, tensor in named_tensors(self.model).items():
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                continue
+        """Weights of a size that keeps activations near 1; statistics and scales positive. Uniform: drawn the fastest."""
+        for name, tensor in {id(t): (name, t) for name, t in named_tensors(self.model).items()}.values():
             last = name.rsplit(".", 1)[-1]
             if isinstance(tensor, nn.Parameter):
-                fan = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 1
-                noise = torch.randn(tensor.shape, generator=self._generator, dtype=tensor.dtype)
-                scale = (1.0 / math.sqrt(max(1, fan))) if tensor.ndim > 1 else 0.3
+                scale = 1.0 / math.sqrt(max(1, math.prod(tensor.shape[1:]))) if tensor.ndim > 1 else 0.3
                 shift = 1.0 if tensor.ndim == 1 and not last.startswith("bias") else 0.0
-                tensor.data.copy_(shift + scale * noise)
+                self._fill(tensor.data, shift, math.sqrt(3.0) * scale)
             elif last in STATISTICS:
-                noise = torch.rand(tensor.shape, generator=self._generator, dtype=torch.float64)
-                tensor.copy_(noise - 0.5 if last == "running_mean" else 0.5 + noise)
+                self._fill(tensor, 0.0 if last == "running_mean" else 1.0, 0.5)
+
+    def _fill(self, tensor: Tensor, center: float, reach: float) -> None:
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor)
+        if tensor.is_floating_point():
+            tensor.uniform_(center - reach, center + reach, generator=self._generator)
 
     def _outputs(self, grad: bool = False) -> list[Tensor]:
         with quiet(self.model), _reproducible(), torch.set_grad_enabled(grad), _HoldDoubles():
@@ -80,18 +83,24 @@ class Gate:
         return [out for out in _tensors_in(result) if out.is_floating_point() or out.is_complex()]
 
     def change(self, moves: Sequence[tuple[NeuronGroup, Tensor]]) -> float:
-        """Largest relative change of the output when groups are permuted; the copy is put back after."""
+        """Largest relative change of the output when groups are permuted.
+
+        The copy is put back after a change; where there is none it has the same function and stays permuted.
+        """
+        done: list[tuple[NeuronGroup, Tensor]] = []
+        change = math.inf
         try:
             for group, perm in moves:
                 group.permute(self.model, perm)
-            outputs = self._outputs()
+                done.append((group, perm))
+            changes = [_relative(out, was) for out, was in zip(self._outputs(), self._reference)]
+            change = max(changes, default=math.inf)
         except Exception:  # a permutation that cannot even be carried out is no symmetry
-            return math.inf
-        finally:
-            for group, perm in reversed(moves):
+            logger.debug("topoopt: a permutation of %s failed", [group.name for group, _ in moves], exc_info=True)
+        if change > TOLERANCE:
+            for group, perm in reversed(done):
                 group.permute(self.model, perm.argsort())
-        changes = [_relative(out, was) for out, was in zip(outputs, self._reference)]
-        return max(changes, default=math.inf)
+        return change
 
     def permutation(self, n: int) -> Tensor:
         """A random permutation that leaves nothing where it was."""

@@ -133,7 +133,10 @@ class NeuronGroup:
                 for one in (tensor, *_state_of(tensor, optimizer)):
                     positions = s.positions(self.n, one.device)
                     moved = one.index_select(s.dim, positions[order.to(one.device)].reshape(-1))
-                    one.index_copy_(s.dim, positions.reshape(-1), moved)
+                    if s.outer == 1:  # units side by side: a copy is faster than writing by index
+                        one.narrow(s.dim, s.offset, self.n * s.inner).copy_(moved)
+                    else:
+                        one.index_copy_(s.dim, positions.reshape(-1), moved)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
