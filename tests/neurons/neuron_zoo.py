@@ -541,3 +541,93 @@ def sorted_units() -> Example:
             return self.b(self.a(x).cumsum(-1))
 
     return Example(Sorted(), (rand(4, 5),))
+
+
+@architecture(hidden=[7, 8])
+def spectral_norm() -> Example:
+    return Example(_SpectralNormed(), (rand(4, 5),))
+
+
+class _SpectralNormed(nn.Sequential):
+    def __init__(self) -> None:
+        norm = nn.utils.parametrizations.spectral_norm
+        super().__init__(norm(nn.Linear(5, 8)), nn.ReLU(), norm(nn.Linear(8, 7)), nn.ReLU(), nn.Linear(7, 2))
+
+
+@architecture(channel=[4, 6])
+def gated_convolution_instance_norm() -> Example:
+    layers = [nn.Conv1d(3, 8, 3), nn.GLU(1), nn.Conv1d(4, 6, 3), nn.InstanceNorm1d(6, affine=True, track_running_stats=True),
+              nn.ReLU(), nn.Conv1d(6, 2, 1)]  # fmt: skip
+    return Example(nn.Sequential(*layers), (rand(2, 3, 12),))
+
+
+@architecture(channel=[3, 6])
+def pixel_shuffle() -> Example:
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3), nn.PixelShuffle(2), nn.Conv2d(3, 2, 1)]
+    return Example(nn.Sequential(*layers), (rand(2, 3, 8, 8),))
+
+
+@architecture(channel=[2, 2, 2, 4])
+def channel_shuffle() -> Example:
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(),
+              nn.Conv2d(8, 3, 1)]  # fmt: skip
+    return Example(nn.Sequential(*layers), (rand(2, 3, 6, 6),))
+
+
+@architecture(hidden=[5, 6])
+def bag_of_words() -> Example:
+    layers = [nn.EmbeddingBag(10, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)]
+    return Example(nn.Sequential(*layers), (torch.tensor([[1, 2, 3], [4, 5, 6]]),))
+
+
+class _FourierLayer(nn.Module):
+    """Complex weights on the lowest frequencies beside a pointwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.project, self.local = nn.Linear(1, 6), nn.Linear(6, 1), nn.Conv1d(6, 6, 1)
+        self.weight = nn.Parameter(torch.randn(6, 6, 4, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x).transpose(1, 2)
+        spectrum = torch.fft.rfft(x)
+        kept = torch.zeros_like(spectrum)
+        kept[:, :, :4] = torch.einsum("bix,iox->box", spectrum[:, :, :4], self.weight)
+        x = F.gelu(torch.fft.irfft(kept, n=x.shape[-1]) + self.local(x))
+        return self.project(x.transpose(1, 2))
+
+
+@architecture(channel=[6], hidden=[6])
+def fourier_neural_operator() -> Example:
+    return Example(_FourierLayer(), (rand(2, 16, 1),))
+
+
+class _Messages(nn.Module):
+    """Messages along edges, summed where they arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message, self.update = nn.Linear(6, 7), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        sent = F.relu(self.message(torch.cat([x[edges[0]], x[edges[1]]], -1)))
+        return self.update(torch.cat([x, torch.zeros(len(x), 7).index_add(0, edges[1], sent)], -1))
+
+
+@architecture(hidden=[7])
+def graph_network() -> Example:
+    return Example(_Messages(), (rand(5, 3), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])))
+
+
+class _Centers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers, self.width, self.out = nn.Parameter(rand(7, 3)), nn.Parameter(torch.ones(7)), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.exp(-self.width * torch.cdist(x, self.centers)))
+
+
+@architecture(hidden=[7])
+def radial_basis() -> Example:
+    return Example(_Centers(), (rand(5, 3),))

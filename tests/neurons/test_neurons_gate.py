@@ -12,7 +12,7 @@ from neuron_zoo import ZOO, Example, rand
 from torch import Tensor, nn
 
 from topoopt.errors import DiscoveryError
-from topoopt.neurons import NeuronGroup, discover, verify
+from topoopt.neurons import NeuronGroup, Slice, discover, verify
 from topoopt.neurons.gate import Gate, copy_of, judge
 
 CONTROLS = [
@@ -172,3 +172,39 @@ def test_a_copy_in_the_middle_of_training_holds_no_graph() -> None:
     assert copied.kept.grad_fn is None
     assert all(p.dtype is torch.float64 and p.grad is None for p in copied.parameters())
     assert model[0].weight.dtype is torch.float32
+
+
+def test_frozen_parameters_still_make_groups_and_unread_ones_do_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).requires_grad_(False)
+    model[0].unread = nn.Linear(4, 5)  # type: ignore[assignment]
+    groups = discover(model, rand(4, 3))
+    assert [(g.kind, g.n) for g in groups] == [("hidden", 6)]
+    assert not groups.unverified
+    no_effect = NeuronGroup("unread", "hidden", 5, (Slice("0.unread.weight", 0, stride=5),))
+    verdict = judge(Gate(model, (rand(4, 3),), {}), [no_effect, *groups])
+    assert verdict.rejected == {"unread": "its parameters have no effect on the output"}
+    assert verdict.passed == list(groups)
+
+
+def test_models_on_meta_are_judged_by_a_small_sibling() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=4, vocab_size=5000))
+    groups = discover(model, torch.zeros(1, 6, dtype=torch.int64, device="meta"))
+    assert (
+        sorted((g.kind, g.n) for g in groups if g.kind in ("hidden", "head"))
+        == [("head", 4)] * 8 + [("hidden", 1024)] * 4
+    )
+    assert not groups.unverified
+    assert "small sibling" in groups.notes[0]
+
+
+def test_models_on_meta_without_a_configuration_are_reported_as_unverified() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    groups = discover(model, torch.zeros(4, 3, device="meta"))
+    assert not groups
+    assert list(groups.unverified) == ["0"]
+    assert "no data" in groups.unverified["0"]

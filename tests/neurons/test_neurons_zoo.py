@@ -61,7 +61,10 @@ def shake(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=generator) * (0.5 if p.ndim < 2 else 0.5 / p[0].numel() ** 0.5))
+            p.add_(
+                torch.randn(p.shape, generator=generator, dtype=p.dtype)
+                * (0.5 if p.ndim < 2 else 0.5 / p[0].numel() ** 0.5)
+            )
         for name, b in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 b.add_(0.3 * torch.rand(b.shape, generator=generator))

@@ -49,6 +49,8 @@ class Gate:
             raise DiscoveryError(
                 f"the model cannot be copied for verification ({type(error).__name__}: {error})"
             ) from error
+        for p in self.model.parameters():  # what is frozen in training still acts
+            p.requires_grad_(p.is_floating_point() or p.is_complex())
         self._args, self._kwargs = tree_map(_host_double, (args, dict(kwargs)))
         self._randomise()
         try:
@@ -110,19 +112,31 @@ class Gate:
         return perm
 
     def dead(self, groups: Sequence[NeuronGroup]) -> set[str]:
-        """Names of groups whose parameters do not act on the output at all: permuting those proves nothing."""
-        outputs = self._outputs(grad=True)
-        weighted = [
-            (out * torch.randn(out.shape, generator=self._generator, dtype=out.dtype)).sum().real
-            for out in outputs
-            if out.requires_grad
-        ]
-        parameters = dict(self.model.named_parameters())
-        if not weighted:
+        """Names of groups whose parameters do not act on the output at all: permuting those proves nothing.
+
+        A group's smallest tensor is asked first, all of them only where that does not act: gradients of large weights
+        would cost as much memory as the weights.
+        """
+        outputs = [out for out in self._outputs(grad=True) if out.requires_grad]
+        if not outputs:
             return {group.name for group in groups}
-        grads = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)
-        acting = {name for name, grad in zip(parameters, grads) if grad is not None and bool(grad.any())}
-        return {g.name for g in groups if acting.isdisjoint(s.tensor for s in g.slices)}
+        noise = [torch.randn(out.shape, generator=self._generator, dtype=out.dtype) for out in outputs]
+        total = torch.stack([(out * n).sum().real for out, n in zip(outputs, noise)]).sum()
+        tensors = named_tensors(self.model)
+        held = {g.name: sorted({s.tensor for s in g.slices}, key=lambda name: tensors[name].numel()) for g in groups}
+        smallest = _acting(total, {names[0]: tensors[names[0]] for names in held.values()})
+        silent = {group: names[1:] for group, names in held.items() if names[0] not in smallest}
+        others = _acting(total, {name: tensors[name] for names in silent.values() for name in names})
+        return {group for group, names in silent.items() if others.isdisjoint(names)}
+
+
+def _acting(total: Tensor, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors that have a gradient."""
+    asked = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    if not asked:
+        return set()
+    grads = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)
+    return {name for name, grad in zip(asked, grads) if grad is not None and bool(grad.any())}
 
 
 def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
