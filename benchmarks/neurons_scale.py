@@ -70,8 +70,14 @@ def llama() -> None:
     """Llama with 8 billion parameters on the meta device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    config = LlamaConfig(**settings, num_key_value_heads=8, vocab_size=128256)
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     before, start = _memory(), time.perf_counter()
