@@ -67,7 +67,7 @@ test-gpu: $(VENV)/.stamp-dev  ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(VENV)/.stamp-dev  ## every benchmark, one after the other; each prints a table
-	@for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $$(find benchmarks -name '[!_]*.py' | sort); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 examples: $(VENV)/.stamp-dev  ## run the examples
 	@for file in examples/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -194,6 +194,31 @@ def test_a_grad_scaler_skips_an_overflow(wrap) -> None:
         assert topo.param_groups[0]["lr"] == 0.1
 
 
+def test_a_fused_optimizer_that_unscales_by_itself(wrap) -> None:
+    """Stepped as itself it is given scaled gradients: r must not be read from those, nor an overflow be measured."""
+    runs = []
+    for measured in (False, True):
+        problem = Problem()
+        base = Adam(problem.model.parameters(), lr=0.01, fused=True)
+        topo = wrap(base, problem, every=1) if measured else None
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(4):
+            base.zero_grad()
+            scaler.scale(problem.loss()).backward()
+            if step == 2:
+                next(problem.model.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+            scaler.step(base)
+            scaler.update()
+            if topo is not None:
+                assert topo.measured == (step != 2)
+        runs.append(problem.weights())
+        if topo is not None:
+            assert topo.last is not None
+            assert topo.last.r_spec > 0.01, "the preconditioner was read from scaled gradients"
+            assert any("the step's gradient is the probe's" in note for note in topo.last.notes)
+    assert same(*runs)
+
+
 def test_measure_without_a_step(problem: Problem, wrap, train) -> None:
     topo = wrap(sgd(problem), problem, homology=1, every=1000)
     train(problem, topo, 3)

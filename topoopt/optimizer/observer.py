@@ -85,9 +85,11 @@ class Observer:
 
     def glance(self, *, closure_given: bool, groups: list[NeuronGroup] | None = None) -> SpectralReading:
         """Read r of the coming step alone: what steering needs between measurements."""
+        # A fused optimizer unscales its gradients inside the step: what lies in .grad is larger by the scaler's factor.
+        foreign = closure_given or getattr(self.base, "grad_scale", None) is not None
         try:
             with distributed.together():
-                return self._spectral.read(self.loss, self.model, groups, closure_given=closure_given)
+                return self._spectral.read(self.loss, self.model, groups, closure_given=foreign)
         except NotDefinedError as error:
             return SpectralReading(reason=str(error))
         except Exception as error:

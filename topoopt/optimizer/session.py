@@ -92,12 +92,17 @@ class Session:
         self.step += 1
 
     def _due(self) -> bool:
-        if not self.pacing.candidate(self.step):
+        if not self.pacing.candidate(self.step) or distributed.any_rank(self._overflowed()):
             return False
         if distributed.any_rank(not self.pacing.affordable()):
             self.pacing.postpone(self.step)
             return False
         return True
+
+    def _overflowed(self) -> bool:
+        """Whether a gradient scaler has told a fused optimizer to leave this step out: there is no step to measure."""
+        found = getattr(self.base, "found_inf", None)
+        return found is not None and bool(found)
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
