@@ -141,3 +141,35 @@ def test_example_inputs_spare_the_wait(problem: Problem, wrap) -> None:
     topo.step()
     assert topo.last is not None
     assert topo.last.groups
+
+
+def test_a_model_without_neurons_says_so_and_trains(wrap) -> None:
+    model, x = torch.nn.Linear(4, 2), torch.randn(8, 4)
+    problem = Problem()
+    problem.model, problem.x, problem.y = torch.nn.Sequential(model), x, torch.randint(0, 2, (8,))
+    topo = wrap(SGD(model.parameters(), lr=0.1), problem, every=1)
+    problem.loss().backward()
+    topo.step()
+    assert topo.last is not None
+    assert "the model has no neurons" in topo.last.skipped["groups"]
+    assert topo.last.estimator == "spectral"
+
+
+def test_frozen_neurons_are_skipped_by_name(wrap, train) -> None:
+    problem = Problem()
+    for p in problem.model.parameters():
+        p.requires_grad_(False)
+    problem.model.append(torch.nn.Linear(3, 3))
+    topo = wrap(SGD(problem.model[-1].parameters(), lr=0.1), problem, every=1)  # type: ignore[union-attr]
+    train(problem, topo, 1)
+    assert topo.last is not None
+    assert any("none of its parameters is moved" in reason for reason in topo.last.skipped.values())
+
+
+def test_a_pattern_that_matches_nothing_lists_the_names(problem: Problem, wrap, train) -> None:
+    topo = wrap(SGD(problem.model.parameters(), lr=0.1), problem, every=1, include="encoder.*")
+    train(problem, topo, 2)
+    assert same(problem.weights(), bare_weights(2))
+    assert topo.last is not None
+    assert "matches no neuron group; there are: 0" in topo.last.skipped["groups"]
+    assert topo.last.estimator == "spectral"

@@ -72,6 +72,30 @@ def test_simplify_removes_them_at_a_finite_loss(lr: float) -> None:
     assert last < first
 
 
-def test_a_large_plain_rate_removes_them_too() -> None:
+@pytest.mark.parametrize("lr", [0.01, 0.02])
+def test_a_small_plain_rate_keeps_them(lr: float) -> None:
+    loops, _, _ = train("report", lr)
+    assert min(loops) >= 0.1
+
+
+def test_a_large_plain_rate_removes_them() -> None:
     loops, _, _ = train("report", 0.04)
     assert max(loops) <= 0.01
+
+
+def test_the_first_reading_is_the_rate_times_the_known_curvature() -> None:
+    """The Hessian's ends at the start are 72.78 and -1.21."""
+    net = Net()
+    x = torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
+    y = 5 * torch.sin(2 * x)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimizer = TopoOptimizer(sgd, net, loss=lambda: (net(x) - y).square().mean() / 2, products=20)
+    ((net(x) - y).square().mean() / 2).backward()
+    optimizer.step()
+    last = optimizer.last
+    assert last is not None
+    assert last.r_spec == pytest.approx(0.7278, rel=0.01)
+    assert last.spectrum[0] == pytest.approx(-0.0121, rel=0.02)
+    assert 0 < last.r_pair <= last.r_spec
+    assert optimizer.eta_star[0] == pytest.approx(1 / 72.78, rel=0.01)
+    optimizer.detach()
