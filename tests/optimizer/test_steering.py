@@ -61,6 +61,17 @@ def test_a_jump_of_the_users_rate_is_measured_before_it_acts(wrap, train) -> Non
     assert topo.lr_scale < 0.5
 
 
+def test_a_new_parameter_group_is_read_before_its_first_step(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model[0].parameters(), lr=1e-4), problem, mode="preserve", every=1000)  # type: ignore[index]
+    train(problem, topo, 6)
+    before = topo.topo_state_dict()["steering"]["readings"]
+    topo.add_param_group({"params": list(problem.model[2].parameters()), "lr": 100.0})  # type: ignore[index]
+    train(problem, topo, 1)
+    assert topo.topo_state_dict()["steering"]["readings"] == before + 1
+    assert topo.lr_scale < 0.5
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_a_resumed_run_steers_as_the_unbroken_one(policy, wrap, train) -> None:
     def begin(problem: Problem):
