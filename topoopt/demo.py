@@ -1,6 +1,6 @@
 """`topoopt demo`: a small network on real digits, through all three phases and back, watched live.
 
-The learning rate rises and falls again by a factor of 60, so that the run begins constrained, crosses eta* and the edge
+The learning rate rises and falls again by a factor of 100, so that the run begins constrained, crosses eta* and the edge
 of stability, and comes back. Everything is measured by a `TopoOptimizer` in report mode.
 """
 
@@ -25,7 +25,7 @@ from topoopt.optimizer import TopoOptimizer
 from topoopt.report import JsonLines, read
 
 LOWEST, HIGHEST = 0.02, 2.0
-"""The learning rate's range: r goes from about a tenth to past the edge."""
+"""The learning rate's range in a run of full length: r goes from about a hundredth to past the edge."""
 ANSI = {Phase.CONSTRAINED: "32", Phase.PERMISSIVE: "33", Phase.SIMPLIFICATION: "31", Phase.UNKNOWN: "90"}
 HEADER = f"{'step':>6}  {'loss':>7}  {'phase':<14}  {'r':>7}  {'eta* in':<20}  {'distortion':<15}  H0, H1"
 
@@ -40,6 +40,11 @@ class DemoSettings:
     budget: float = 0.2
     width: int = 64
     seed: int = 0
+
+    @property
+    def highest(self) -> float:
+        """The largest learning rate: less in a short run, which has no time to come back from the top."""
+        return max(HIGHEST * min(1.0, self.steps / 6000) ** 0.5, 2 * LOWEST)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def run(settings: DemoSettings, stream: TextIO = sys.stdout) -> DemoFiles:
     screen = Screen(stream, settings.steps)
     threads = torch.get_num_threads()
     screen.say(
-        f"digits, MLP 64-{settings.width}-{settings.width}-10, SGD, learning rate {LOWEST:g} to {HIGHEST:g} and back"
+        f"digits, MLP 64-{settings.width}-{settings.width}-10, SGD, learning rate {LOWEST:g} to {settings.highest:.2g} and back"
     )
     torch.set_num_threads(1)  # a network this small only waits for its threads
     try:
@@ -95,7 +100,8 @@ def train(settings: DemoSettings, record: Path, screen: Screen) -> float:
         torch.optim.SGD(model.parameters(), lr=LOWEST), model, config, loss=lambda: criterion(model(x[batch]), y[batch])
     )
     optimizer.add_sink(JsonLines(record, config))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step / settings.steps))
+    ratio = settings.highest / LOWEST
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step / settings.steps, ratio))
     for step in range(settings.steps):
         batch = torch.randint(len(x), (256,), generator=generator)
         optimizer.zero_grad()
@@ -111,9 +117,9 @@ def train(settings: DemoSettings, record: Path, screen: Screen) -> float:
         return float((model(test_x).argmax(1) == test_y).float().mean())
 
 
-def rise_and_fall(share: float) -> float:
-    """Factor on the lowest rate: geometric, up to the highest in the middle of the run and down again."""
-    return (HIGHEST / LOWEST) ** (math.sin(math.pi * share) ** 2)
+def rise_and_fall(share: float, ratio: float) -> float:
+    """Factor on the lowest rate: geometric, up to `ratio` in the middle of the run and down again."""
+    return ratio ** (math.sin(math.pi * share) ** 2)
 
 
 def mlp(width: int) -> nn.Sequential:
