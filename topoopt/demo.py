@@ -69,9 +69,8 @@ def run(settings: DemoSettings, stream: TextIO = sys.stdout) -> DemoFiles:
     files.record.unlink(missing_ok=True)
     screen = Screen(stream, settings.steps)
     threads = torch.get_num_threads()
-    screen.say(
-        f"digits, MLP 64-{settings.width}-{settings.width}-10, SGD, learning rate {LOWEST:g} to {settings.highest:.2g} and back"
-    )
+    width, highest = settings.width, settings.highest
+    screen.say(f"digits, MLP 64-{width}-{width}-10, SGD, learning rate {LOWEST:g} to {highest:.2g} and back")
     torch.set_num_threads(1)  # a network this small only waits for its threads
     try:
         accuracy = train(settings, files.record, screen)
