@@ -118,7 +118,6 @@ def test_ddp_is_one_run(launch, mode):
         assert any(factor != 1.0 for factor in ranks[0]["factors"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["report", "hold"])
 def test_ddp_is_one_run_in_four_processes(launch, mode):
     check(launch, 4, "ddp", mode)

@@ -93,7 +93,6 @@ def record(folder):
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", [TRAINER, PLAIN], ids=["trainer", "plain"])
 def test_killed_and_resumed_is_the_unbroken_run(tmp_path, script):
     done = run(script, tmp_path / "unbroken", 0, "fresh")
