@@ -37,7 +37,10 @@ class TopoConfig:
     strict: bool = False
     """Certify every step: shorten a step whose r_pair would reach 1 (steering modes only)."""
     products: int = 8
-    """Jacobian products of one spectral estimate."""
+    """Jacobian products of one spectral estimate; the first, which has no start of its own, takes a quarter more."""
+    engine: str = "auto"
+    """How a product is taken: "auto" (double backward where the model allows it), or "finite differences", which needs half
+    the time and two thirds of the memory, and sees the kinks of ReLU networks."""
     field: bool = False
     """Also measure r_field, the Lipschitz constant of the neuron field."""
     per_group: bool = True

@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 from training_problems import Problem
 
 from topoopt import Measurement
+from topoopt.errors import ConfigError
 
 
 @pytest.mark.parametrize("lr", [0.05, 0.3, 1.0])
@@ -84,3 +85,28 @@ def test_homology_is_asked_for_again_only_when_its_certificate_is_used_up(wait: 
     assert group.diagrams_step == 0
     assert len(group.diagrams) == 2
     assert 1.0 <= group.resolution < 1.5
+
+
+def test_the_engine_can_be_chosen_and_both_see_the_same_r(wrap, train) -> None:
+    readings, problem = {}, Problem()
+    for engine in ("double backward", "finite differences"):
+        problem = Problem()
+        topo = wrap(SGD(problem.model.parameters(), lr=0.1), problem, engine=engine)
+        train(problem, topo, 1)
+        assert topo.last is not None
+        assert topo.last.engine == engine
+        readings[engine] = topo.last.r_spec
+    assert readings["finite differences"] == pytest.approx(readings["double backward"], rel=1e-2)
+    with pytest.raises(ConfigError, match="engine='triple backward' is not known"):
+        wrap(SGD(problem.model.parameters(), lr=0.1), problem, engine="triple backward")
+
+
+def test_few_products_are_spent_as_asked_and_the_first_estimate_says_that_it_may_read_low(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=0.1), problem, every=1, products=3, per_group=False)
+    seen: list[Measurement] = []
+    topo.add_sink(seen.append)
+    train(problem, topo, 2)
+    assert [m.products for m in seen] == [4, 3]
+    assert "4 products from a cold start: r may read low" in seen[0].notes
+    assert not any("cold start" in note for note in seen[1].notes)

@@ -24,7 +24,10 @@ Block = Mapping[Tensor, Tensor]
 FORMS = ("auto", "held", "full", "black box")
 WHENS = ("last", "upcoming")
 FIRST = 10
-"""Products of an estimate without a start of its own: the gradient is a good start, but not as good as the last vector."""
+"""Products of an estimate without a start of its own: the gradient is a good start, but not as good as the last vector.
+
+Who asks for fewer than eight gets a quarter more than that instead, and a note.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Spectrum:
         """Estimate r, of all weights or of a block of them, in a fixed number of products."""
         began = time.perf_counter()
         mask = None if block is None else self._mask(block)
-        count = products if start is not None else max(products, FIRST)
+        cold = start is None
+        count = max(products, min(FIRST, math.ceil(1.25 * products))) if cold else products
+        few = (f"{count} products from a cold start: r may read low",) if cold and count < FIRST else ()
         first = self._start(start, mask, seed)
         run = lanczos if self.symmetric else arnoldi
         before = self.engine.products
@@ -92,7 +97,7 @@ class Spectrum:
             form=self.form,
             loss=loss,
             probe_size=self.probe.size,
-            notes=(*self.notes, *(("the loss or its curvature is not finite",) if bad else ())),
+            notes=(*self.notes, *few, *(("the loss or its curvature is not finite",) if bad else ())),
             seconds=time.perf_counter() - began,
         )
 
@@ -166,7 +171,7 @@ def proximity(
     Args:
         optimizer: any torch optimizer; its learning rates, state and weight decay enter as they are.
         loss: runs a forward and returns a scalar tensor or an object with `.loss`.
-        products: Jacobian products to spend; without `start` at least 10.
+        products: Jacobian products to spend; without `start` a quarter more, up to 10.
         start: `vector` of an earlier estimate.
         engine: "auto", or a name in `engines.ENGINES`.
         when: "last" (preconditioner as it stands) or "upcoming" (as it will stand in the next step, `.grad` taken in).

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topoopt.curvature.engines import Reduce
-from topoopt.curvature.spectrum import Block, SpectralEstimate, Spectrum, opened
+from topoopt.curvature.engines import ENGINES, Reduce
+from topoopt.curvature.spectrum import FIRST, Block, SpectralEstimate, Spectrum, opened
+from topoopt.errors import ConfigError
 
 RESTART = 20
-"""Every so many estimates start cold: a warm start can follow an eigenvector that is no longer the largest."""
+"""Every so many estimates start cold, with no fewer than `FIRST` products: a warm start can follow an eigenvector that is no
+longer the largest."""
 
 
 class Tracked:
@@ -33,9 +35,15 @@ class Tracked:
 
 
 class SpectralTracker:
-    """Estimates r again and again while a model trains."""
+    """Estimates r again and again while a model trains.
+
+    Raises:
+        ConfigError: for an engine that is not known.
+    """
 
     def __init__(self, optimizer: Optimizer, products: int = 8, engine: str = "auto", seed: int = 0) -> None:
+        if engine != "auto" and engine not in ENGINES:
+            raise ConfigError(f"engine={engine!r} is not known: give auto, {', '.join(ENGINES)}")
         self.optimizer, self.products, self.seed = optimizer, products, seed
         self._engine = engine
         self._vector: Tensor | None = None
@@ -63,8 +71,9 @@ class SpectralTracker:
             return tracked.estimate() if block is None else tracked.block(block)
 
     def _estimate(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
-        cold = self._vector is None or self._count % RESTART == 0
-        count, start = products or self.products, None if cold else self._vector
+        count, start = products or self.products, self._vector
+        if start is not None and self._count % RESTART == 0:
+            count, start = max(count, FIRST), None
         found = spectrum.estimate(products=count, start=start, seed=self.seed + self._count)
         self._count += 1
         self._vector = found.vector if found.r == found.r else None

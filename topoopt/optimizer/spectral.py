@@ -48,7 +48,7 @@ class Spectral:
 
     def __init__(self, optimizer: Optimizer, config: TopoConfig) -> None:
         self._optimizer, self._config = optimizer, config
-        self._tracker = SpectralTracker(optimizer, products=config.products, seed=config.seed)
+        self._tracker = SpectralTracker(optimizer, config.products, config.engine, config.seed)
         self._turn = 0
 
     def read(
