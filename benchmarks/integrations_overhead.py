@@ -1,25 +1,14 @@
-"""What the integrations cost: handing a measurement to a tracker, and a fine-tuning with and without the callback.
+"""What handing a measurement to a tracker costs the training thread: drawing and writing happen on the sink's own.
 
-    python benchmarks/integrations_overhead.py --steps 40 --rounds 3
-
-The trackers' column is the training thread's time; drawing and writing happen on the sink's own thread. The fine-tuning
-(MiniLM on Reuters R8) runs with and without the callback in turns, so that both see the same machine.
+python benchmarks/integrations_overhead.py --rounds 3
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
-from typing import Any
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 
 def measurement(step: int, layers: int = 24):
@@ -91,67 +80,10 @@ def trackers(rounds: int) -> None:
             print(f"{name:<14}{put:>22.1f}{'never' if name == 'stuck' else format(all_of_it, '.0f'):>22}")
 
 
-def finetuning(steps: int, rounds: int, every: int, budget: float, folder: str) -> None:
-    """Print seconds a step with and without the callback, and the ratio, run in turns; and both accuracies."""
-    encode: Any = importlib.import_module("finetune_minilm").encode
-    data: Any = importlib.import_module("_reuters")
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
-
-    from topoopt.integrations.transformers import TopoCallback
-
-    names = sorted(set(data.reuters("train")[1]))
-    train = encode("train", names, limit=10_000)
-    test = encode("test", names, limit=200)
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
-    accuracy: dict[str, float] = {}
-    share = float("nan")
-    for turn in range(2 * rounds):
-        kind = ("without", "with")[turn % 2]
-        set_seed(0)
-        callback = TopoCallback(every=every, budget=budget)
-        trainer = Trainer(
-            model=AutoModelForSequenceClassification.from_pretrained(data.minilm(), num_labels=len(names)),
-            args=TrainingArguments(
-                output_dir=folder,
-                max_steps=steps,
-                per_device_train_batch_size=16,
-                logging_steps=10,
-                save_strategy="no",
-                report_to="none",
-                use_cpu=not torch.cuda.is_available(),
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            ),
-            train_dataset=train,  # type: ignore[arg-type]
-            eval_dataset=test,  # type: ignore[arg-type]
-            processing_class=AutoTokenizer.from_pretrained(data.minilm()),
-            compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
-            callbacks=[callback] if kind == "with" else [],
-        )
-        began = time.perf_counter()
-        trainer.train()
-        seconds[kind].append((time.perf_counter() - began) / steps)
-        accuracy[kind] = trainer.evaluate()["eval_accuracy"]
-        if callback.last is not None:
-            share = callback.last.share
-    print(f"{'callback':<14}{'s a step (median)':>22}{'accuracy':>22}")
-    for kind, times in seconds.items():
-        print(f"{kind:<14}{statistics.median(times):>22.4f}{accuracy[kind]:>22.3f}")
-    ratios = [b / a for a, b in zip(seconds["without"], seconds["with"])]
-    print(f"ratio with / without, pair by pair: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
-    print(f"share that measuring reported: {share:.4f} (budget {budget}, set-up at the first step comes on top)")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--budget", type=float, default=0.01)
-    options = parser.parse_args()
-    trackers(options.rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        finetuning(options.steps, options.rounds, options.every, options.budget, folder)
+    trackers(parser.parse_args().rounds)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
     parser.add_argument("--budget", type=float, help="largest share of time for measuring (default: no limit)")
     parser.add_argument("--estimator", default="auto", choices=["auto", "spectral", "pairwise"])
     parser.add_argument("--products", type=int, default=3, help="Jacobian products of one estimate of r")
+    parser.add_argument(
+        "--engine", default="finite differences", help="how they are taken; auto: exact, at twice the price"
+    )
     parser.add_argument("--mode", default="report", choices=["report", "preserve", "simplify", "hold", "off"])
     parser.add_argument("--test", type=int, default=400, help="how many test texts the accuracy is taken on")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_minilm"))
@@ -66,6 +69,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             budget=options.budget,
             estimator=options.estimator,
             products=options.products,
+            engine=options.engine,
             per_group=False,
             record=options.out / "record.jsonl",
         )
@@ -78,11 +82,13 @@ def main(arguments: list[str] | None = None) -> Trainer:
         compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
         callbacks=[] if topo is None else [topo],
     )
-    trainer.train()
-    print(f"accuracy {trainer.evaluate()['eval_accuracy']:.3f} on {options.test} test texts")
+    seconds = trainer.train().metrics["train_runtime"]
+    print(f"trained in {seconds:.1f} s")
+    print(f"accuracy {trainer.evaluate()['eval_accuracy']:.4f} on {options.test} test texts")
     if topo is not None and topo.last is not None:
         last = topo.last
         print(f"step {last.step}: {last.phase}, r = {last.proximity:.3g}, measured in {last.seconds:.1f} s")
+        print(f"measuring took {last.share:.2%} of the time, set-up not counted")
         for name, group in last.groups.items():
             print(f"  {name:<50} n {group.n:5d}  r_pair {group.gain:9.3g}  merge margin {group.merge_margin:8.3g}")
     return trainer
