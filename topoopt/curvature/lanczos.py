@@ -33,12 +33,12 @@ def plain_dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _next(w: Tensor, length: Tensor, entries: Tensor) -> Tensor:
-    """The next direction; 0 once the space is exhausted, where dividing rounding by its length may overflow.
+    """The next direction, in w's own memory; 0 once the space is exhausted, where it would be rounding divided by its length.
 
     A product that is not finite is passed on, for the caller to see.
     """
     exhausted = length <= BREAKDOWN * entries.abs().max()
-    return torch.where(exhausted, torch.zeros_like(w), w / length)
+    return w.mul_(torch.where(exhausted, torch.zeros_like(length), 1 / length))
 
 
 def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
@@ -51,9 +51,9 @@ def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
     for _ in range(steps):
         w = operator(basis[-1])
         alphas.append(dot(basis[-1], w))
-        for _ in range(2):  # twice is enough
-            for q in basis:
-                w = w.addcmul(q, dot(q, w), value=-1)
+        w = w.addcmul(basis[-1], alphas[-1], value=-1)  # a vector of our own: the rest is done in its place
+        for q in [*basis[:-1], *basis]:  # twice is enough
+            w.addcmul_(q, dot(q, w), value=-1)
         beta = dot(w, w).sqrt()
         betas.append(beta)
         basis.append(_next(w, beta, torch.stack([*alphas, *betas])))
@@ -77,13 +77,13 @@ def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
     basis = [start / dot(start, start).sqrt()]
     columns = []
     for _ in range(steps):
-        w = operator(basis[-1])
+        w = operator(basis[-1]).clone()
         column = torch.zeros(len(basis) + 1, dtype=w.dtype, device=w.device)
         for _ in range(2):
             for i, q in enumerate(basis):
                 share = dot(q, w)
                 column[i] += share
-                w = w.addcmul(q, share, value=-1)
+                w.addcmul_(q, share, value=-1)
         column[-1] = dot(w, w).sqrt()
         columns.append(column)
         basis.append(_next(w, column[-1], torch.cat(columns)))

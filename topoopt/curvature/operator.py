@@ -95,10 +95,11 @@ def signs(layout: Layout) -> Tensor | float:
 def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: Tensor | float) -> Product:
     """V -> (+-w^1/2 H w^1/2 + w c + s) v; `sign` as in `signs`."""
     root = weight.sqrt()
+    signed = sign * root
 
     def product(v: Tensor) -> Tensor:
         h = layout.flatten(engine.product(layout.unflatten(root * v)))
-        return sign * root * h + shift * v
+        return h.mul_(signed).addcmul_(shift, v)
 
     return product
 
