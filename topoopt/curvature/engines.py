@@ -7,7 +7,6 @@ taken through `.grad`, for models whose parameters are not in the graph themselv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 
 from topoopt.curvature.probe import Probe
 from topoopt.errors import ConfigError, MeasurementError
@@ -145,13 +145,13 @@ class FiniteDifferences(Engine):
         return self._dense(grads)
 
     def _product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        norm = math.sqrt(sum(float(v.double().square().sum()) for v in vectors))
+        norm = float(get_total_norm(vectors))
         if norm == 0:
             return [torch.zeros_like(p) for p in self._parameters]
         step = STEP.get(self._parameters[0].dtype, 1e-3) / norm
         with moved(self._parameters, vectors, step):
             _, ahead = self.at()
-        return [(a - g) / step for a, g in zip(ahead, self.gradient)]
+        return [(a - g).div_(step) for a, g in zip(ahead, self.gradient)]
 
     def product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """H v, from gradients that are averaged over ranks already."""
