@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from topoopt.errors import DiscoveryError
 from topoopt.neurons import NeuronGroup, Slice, discover, verify
-from topoopt.neurons.gate import Gate, copy_of, judge
+from topoopt.neurons.gate import Gate
+from topoopt.neurons.judging import judge
+from topoopt.neurons.twin import copy_of
 
 CONTROLS = [
     "mlp", "mlp_layer_norm", "cnn_batch_norm", "resnet", "group_norm", "grouped_convolution", "unet", "densenet", "lstm",

@@ -3,8 +3,8 @@
 from topoopt.neurons.compacting import Compacted, compact
 from topoopt.neurons.coverage import Coverage, optimizer_coverage
 from topoopt.neurons.finding import Discovery, discover
-from topoopt.neurons.gate import verify
 from topoopt.neurons.group import NeuronGroup, Slice
+from topoopt.neurons.judging import Verdict, admitted, verify
 from topoopt.neurons.selection import parameter_names, select
 from topoopt.neurons.unwrapping import unwrap
 
@@ -14,6 +14,8 @@ __all__ = [
     "Discovery",
     "NeuronGroup",
     "Slice",
+    "Verdict",
+    "admitted",
     "compact",
     "discover",
     "optimizer_coverage",

@@ -99,7 +99,11 @@ def clear() -> None:
 
 
 def _group(data: dict[str, Any]) -> NeuronGroup:
-    return NeuronGroup(data["name"], data["kind"], data["n"], tuple(Slice(**s) for s in data["slices"]))
+    return NeuronGroup(data["name"], data["kind"], data["n"], tuple(_slice(s) for s in data["slices"]))
+
+
+def _slice(data: dict[str, Any]) -> Slice:
+    return Slice(**{**data, "siblings": tuple(data["siblings"])})
 
 
 def _describe(leaf: Any) -> Any:

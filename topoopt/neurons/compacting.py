@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from topoopt.errors import ConfigError
-from topoopt.neurons.gate import copy_of
 from topoopt.neurons.group import NeuronGroup, Slice, named_tensors
+from topoopt.neurons.twin import copy_of
 from topoopt.neurons.unwrapping import unwrap
 
 KINDS = ("hidden", "channel")

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from topoopt.neurons import cache, fallback, standin
+from topoopt.neurons import cache, fallback, siblings, standin
 from topoopt.neurons.candidates import candidates
-from topoopt.neurons.gate import Gate, Verdict, judge
-from topoopt.neurons.group import NeuronGroup, named_tensors
+from topoopt.neurons.gate import Gate
+from topoopt.neurons.group import NeuronGroup, Slice, named_tensors
+from topoopt.neurons.judging import Verdict, judge, open_gate
 from topoopt.neurons.propagation import propagate
 from topoopt.neurons.rules import Rule
 from topoopt.neurons.unwrapping import unwrap
@@ -42,7 +43,7 @@ class Discovery(list[NeuronGroup]):
         width = max((len(group.name) for group in self), default=4)
         lines = [f"{'group':<{width}}  {'kind':<9}  {'n':>6}  slices"]
         for group in self:
-            parts = ", ".join(f"{s.tensor}[{s.dim}]" for s in group.slices[:4])
+            parts = ", ".join(_where(s) for s in group.slices[:4])
             more = f", and {len(group.slices) - 4} more" if len(group.slices) > 4 else ""
             lines.append(f"{group.name:<{width}}  {group.kind:<9}  {group.n:>6}  {parts}{more}")
         lines.append(f"{len(self)} groups, {self.coverage:.0%} of the parameters in some group")
@@ -90,7 +91,9 @@ def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | Non
         verdict = _judge_by_sibling(own, args, kwargs, groups)
         notes.append("the model has no data: its groups were compared with the verified ones of a small sibling")
     else:
-        verdict = judge(Gate(own, args, kwargs), groups)
+        gate, said = open_gate(own, args, kwargs)
+        verdict = _with_siblings(own, gate, judge(gate, groups))
+        notes += said
     result = {
         "groups": verdict.passed,
         "frozen": frozen,
@@ -100,6 +103,24 @@ def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | Non
     }
     cache.save(key, result)
     return Discovery(**result)
+
+
+def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
+    """What passed, and of each bank of modules side by side the first guess that passes too."""
+    passed, rejected = list(verdict.passed), dict(verdict.rejected)
+    for bank in siblings.banks(model):
+        if gate.in_a_row(bank.members):
+            continue
+        tried: dict[str, str] = {}
+        for guess in siblings.guesses(model, bank):
+            one = judge(gate, [guess])
+            tried = tried or one.rejected
+            if one.passed:
+                passed.append(guess)
+                break
+        else:
+            rejected |= tried
+    return Verdict(passed, rejected)
 
 
 def _judge_by_sibling(
@@ -112,6 +133,8 @@ def _judge_by_sibling(
     args, kwargs = standin.inputs(args, kwargs)
     known = {standin.signature(group) for group in discover(small, *args, **kwargs)}
     passed = [group for group in groups if standin.signature(group) in known]
+    banks = [siblings.guesses(model, bank) for bank in siblings.banks(model)]
+    passed += [g for guesses in banks for g in guesses if g.n > 1 and standin.signature(g) in known]
     missing = "a small model of the same class has no such group"
     return Verdict(passed, {g.name: missing for g in groups if standin.signature(g) not in known})
 
@@ -123,11 +146,16 @@ def _coverage(model: nn.Module, groups: list[NeuronGroup]) -> float:
     best: dict[str, float] = {}
     for group in groups:
         for s in group.slices:
-            if s.tensor in parameters:
-                share = group.n * s.outer * s.inner / tensors[s.tensor].shape[s.dim]
-                best[s.tensor] = max(best.get(s.tensor, 0.0), share)
+            share = 1.0 if s.siblings else group.n * s.outer * s.inner / tensors[s.tensor].shape[s.dim]
+            for name in s.tensors:
+                if name in parameters:
+                    best[name] = max(best.get(name, 0.0), share)
     total = sum(p.numel() for p in parameters.values())
     return sum(share * parameters[name].numel() for name, share in best.items()) / total if total else 0.0
+
+
+def _where(s: Slice) -> str:
+    return f"{s.tensor} and its {len(s.siblings) - 1} siblings" if s.siblings else f"{s.tensor}[{s.dim}]"
 
 
 def _first_line(error: Exception) -> str:

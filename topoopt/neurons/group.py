@@ -30,6 +30,13 @@ class Slice:
     """Distance between outer blocks; n * inner where they are adjacent."""
     role: str = "out"
     """ "out", "in", "bias", "scale", or "state" (a buffer, permuted but no part of the points)."""
+    siblings: tuple[str, ...] = ()
+    """Where each unit is a whole tensor of its own (experts as modules): their names, unit by unit; `tensor` is the first."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors that the slice lies in."""
+        return self.siblings or (self.tensor,)
 
     def positions(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """Positions along `dim` of all units: (n, outer * inner) int64."""
@@ -63,7 +70,7 @@ class NeuronGroup:
     def dimension(self, model: nn.Module) -> int:
         """d: the number of parameters of one neuron."""
         tensors = named_tensors(model)
-        return sum(_width(s, tensors[s.tensor], self.n) for s in self._own)
+        return sum(_width(s, tensors[s.tensor]) for s in self._own)
 
     def points(self, model: nn.Module) -> Tensor:
         """Gather the neurons as they are now: (n, d), detached, a copy, on the parameters' device and in their dtype.
@@ -71,7 +78,7 @@ class NeuronGroup:
         Parameters of different dtypes give the widest. Allocates the points and, of one slice at a time, a view or copy.
         """
         tensors = named_tensors(model)
-        return torch.cat([_take(s, tensors[s.tensor].detach(), self.n) for s in self._own], dim=1)
+        return torch.cat([_take(s, [tensors[name].detach() for name in s.tensors], self.n) for s in self._own], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:
         """Write points (n, d) into the model, in place: the inverse of `points`.
@@ -81,9 +88,9 @@ class NeuronGroup:
         tensors, start = named_tensors(model), 0
         with torch.no_grad():
             for s in self._own:
-                tensor = tensors[s.tensor]
-                width = _width(s, tensor, self.n)
-                _put(s, tensor, points[:, start : start + width].to(tensor), self.n)
+                held = [tensors[name] for name in s.tensors]
+                width = _width(s, held[0])
+                _put(s, held, points[:, start : start + width].to(held[0]), self.n)
                 start += width
 
     def indices(self, model: nn.Module) -> Tensor:
@@ -99,8 +106,8 @@ class NeuronGroup:
         tensors = named_tensors(model)
         columns = []
         for s in self._own:
-            tensor = tensors[s.tensor]
-            flat = torch.arange(tensor.numel()).reshape(tensor.shape) + offsets[id(tensor)]
+            held = [tensors[name] for name in s.tensors]
+            flat = [torch.arange(tensor.numel()).reshape(tensor.shape) + offsets[id(tensor)] for tensor in held]
             columns.append(_take(s, flat, self.n))
         return torch.cat(columns, dim=1)
 
@@ -108,9 +115,13 @@ class NeuronGroup:
         """Which entries of which parameters belong to the group: name -> bool mask of the parameter's shape."""
         tensors, masks = named_tensors(model), {}
         for s in self._own:
-            tensor = tensors[s.tensor]
-            mask = masks.setdefault(s.tensor, torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device))
-            mask.index_fill_(s.dim, s.positions(self.n, tensor.device).reshape(-1), True)
+            for name in s.tensors:
+                tensor = tensors[name]
+                mask = masks.setdefault(name, torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device))
+                if s.siblings:
+                    mask.fill_(True)
+                else:
+                    mask.index_fill_(s.dim, s.positions(self.n, tensor.device).reshape(-1), True)
         return masks
 
     def permute(
@@ -118,7 +129,8 @@ class NeuronGroup:
     ) -> None:
         """Move unit perm[i] to place i, in place; the model's function stays what it was.
 
-        With `optimizer` its per-parameter state moves along (every state tensor of its parameter's shape).
+        With `optimizer` its per-parameter state moves along: every state tensor of its parameter's shape, and all of the
+        state of a parameter that is one unit's alone.
 
         Raises:
             DiscoveryError: when `perm` is no permutation of 0 .. n - 1.
@@ -129,6 +141,9 @@ class NeuronGroup:
         tensors = named_tensors(model)
         with torch.no_grad():
             for s in self.slices:
+                if s.siblings:
+                    _exchange([tensors[name] for name in s.siblings], order.tolist(), optimizer)
+                    continue
                 tensor = tensors[s.tensor]
                 for one in (tensor, *_state_of(tensor, optimizer)):
                     positions = s.positions(self.n, one.device)
@@ -147,7 +162,9 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _width(s: Slice, tensor: Tensor, n: int) -> int:
+def _width(s: Slice, tensor: Tensor) -> int:
+    if s.siblings:
+        return tensor.numel()
     return s.outer * s.inner * (tensor.numel() // max(1, tensor.shape[s.dim]))
 
 
@@ -160,7 +177,10 @@ def _blocks(s: Slice, tensor: Tensor, n: int) -> Tensor | None:
     return moved.unflatten(0, (s.outer, n, s.inner)).transpose(0, 1)
 
 
-def _take(s: Slice, tensor: Tensor, n: int) -> Tensor:
+def _take(s: Slice, held: Sequence[Tensor], n: int) -> Tensor:
+    if s.siblings:
+        return torch.stack([tensor.reshape(-1) for tensor in held])
+    tensor = held[0]
     view = _blocks(s, tensor, n)
     if view is None:
         chosen = tensor.index_select(s.dim, s.positions(n, tensor.device).reshape(-1)).movedim(s.dim, 0)
@@ -168,10 +188,30 @@ def _take(s: Slice, tensor: Tensor, n: int) -> Tensor:
     return view.reshape(n, -1)
 
 
-def _put(s: Slice, tensor: Tensor, values: Tensor, n: int) -> None:
+def _put(s: Slice, held: Sequence[Tensor], values: Tensor, n: int) -> None:
+    if s.siblings:
+        for tensor, value in zip(held, values):
+            tensor.copy_(value.reshape(tensor.shape))
+        return
+    tensor = held[0]
     rest = tensor.movedim(s.dim, 0).shape[1:]
     source = values.reshape(n * s.outer * s.inner, *rest).movedim(0, s.dim)
     tensor.index_copy_(s.dim, s.positions(n, tensor.device).reshape(-1), source)
+
+
+def _exchange(held: Sequence[Tensor], order: Sequence[int], optimizer: torch.optim.Optimizer | None) -> None:
+    """Give tensor i the values of tensor order[i], and its optimizer state."""
+    before = [tensor.clone() for tensor in held]
+    states = [None if optimizer is None else optimizer.state.get(tensor) for tensor in held]
+    for tensor, source in zip(held, order):
+        tensor.copy_(before[source])
+        if optimizer is None:
+            continue
+        state = states[source]
+        if state is not None:
+            optimizer.state[tensor] = state
+        else:  # a unit that has not moved yet
+            optimizer.state.pop(tensor, None)
 
 
 def _state_of(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:

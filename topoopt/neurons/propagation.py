@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from topoopt.neurons.axes import unify
+from topoopt.neurons.quieting import STATISTICS, quiet
 from topoopt.neurons.rules import RULES, Rule, Value
 from topoopt.neurons.rules.table import fresh, tensors
 
-STATISTICS = ("running_mean", "running_var", "_u", "_v", "weight_u", "weight_v")
-"""Buffers that belong to units and that training moves as it moves those: statistics, a spectral norm's vectors."""
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 """Operators that only run the graph they hold."""
 SHORT = 4096
@@ -78,42 +73,6 @@ def _silent() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no hooks, and a Hugging Face model that returns no caches and runs experts as one batch.
-
-    All is put back after. Hooks that compute weights (torch's own `weight_norm` and `spectral_norm`) stay; the user's must
-    not see what is tried here.
-    """
-    modules = list(model.modules())
-    held = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
-    wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
-    wanted["_experts_implementation_internal"] = "batched_mm"  # type: ignore[assignment]
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    saved: list[tuple[Any, str, Any]] = []
-    try:
-        for module in modules:
-            module.training = False
-            for attribute in HOOKS:
-                hooks = getattr(module, attribute)
-                own = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
-                setattr(module, attribute, OrderedDict(own))
-        for one in configs.values():
-            for name, value in wanted.items():
-                if getattr(one, name, None) is not None:
-                    saved.append((one, name, getattr(one, name)))
-                    setattr(one, name, value)
-        yield
-    finally:
-        for one, name, value in reversed(saved):
-            setattr(one, name, value)
-        for module, attributes, buffers in held:  # a forward may also keep things on its module
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
 
 
 class _Walk:

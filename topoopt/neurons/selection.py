@@ -46,7 +46,7 @@ def select(
 
 def parameter_names(group: NeuronGroup) -> set[str]:
     """Names of the parameters that the group's neurons are made of."""
-    return {s.tensor for s in group.slices if s.role != "state"}
+    return {name for s in group.slices if s.role != "state" for name in s.tensors}
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -9,11 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
-from topoopt.neurons import NeuronGroup, discover, optimizer_coverage, parameter_names, select, unwrap, verify
+from topoopt.neurons import NeuronGroup, admitted, discover, optimizer_coverage, parameter_names, select, unwrap
 from topoopt.optimizer.unsharding import unsharded
-
-TOLERANCE = 1e-9
-"""Largest relative change of the output, in float64, under a permutation that a symmetry may cause."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,8 @@ def find_groups(
 def _pass_gate(
     model: nn.Module, given: list[NeuronGroup], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[NeuronGroup], dict[str, str]]:
-    accepted: list[NeuronGroup] = []
-    rejected: dict[str, str] = {}
-    whole = unsharded(unwrap(model))
-    for group in given:
-        change = verify(whole, group, *args, **kwargs)
-        if change <= TOLERANCE:
-            accepted.append(group)
-        else:
-            rejected[group.name] = f"not a symmetry: permuting it changes the output by {change:.2g} (relative)"
-    return accepted, rejected
+    verdict = admitted(unsharded(unwrap(model)), given, args, kwargs)
+    return verdict.passed, {name: f"not a symmetry: {reason}" for name, reason in verdict.rejected.items()}
 
 
 def _moved_by(
