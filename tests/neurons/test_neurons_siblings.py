@@ -205,3 +205,34 @@ def test_what_rounding_would_hide_is_not_called_verified() -> None:
     assert list(found) == []
     (reason,) = found.unverified.values()
     assert "rounding would hide a mistake" in reason
+
+
+def test_experts_of_a_model_that_cannot_be_exported() -> None:
+    """Switch Transformers: routing by index in Python, and a dictionary of expert modules in each sparse layer."""
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+    sizes = {"d_model": 12, "d_kv": 6, "d_ff": 10, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2}
+    sizes |= {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    config = SwitchTransformersConfig(vocab_size=40, num_experts=4, **sizes, decoder_start_token_id=0, pad_token_id=0)
+    model = SwitchTransformersForConditionalGeneration(config)
+    ids = torch.randint(3, 40, (2, 6))
+    experts = [group for group in discover(model, input_ids=ids, decoder_input_ids=ids) if group.kind == "expert"]
+    assert [group.n for group in experts] == [4, 4]  # one sparse layer in each stack
+    for group in experts:
+        assert {s.tensor.split(".mlp.")[1].split(".")[0] for s in group.slices} == {"router", "experts"}
+
+
+def test_hooks_that_belong_to_the_model_stay_and_the_users_do_not_run() -> None:
+    """A backbone of transformers collects its hidden states by hooks; without them its forward fails."""
+    model, seen = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)), []
+
+    def doubled(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        return torch.cat([result, result], -1)
+
+    doubled.__module__ = "transformers.utils.output_capturing"
+    model[0].register_forward_hook(doubled)
+    model[2] = nn.Linear(16, 2)
+    model[1].register_forward_hook(lambda *_: seen.append(1))
+    (group,) = discover(model, torch.randn(5, 6))
+    assert group.n == 8
+    assert not seen

@@ -108,19 +108,16 @@ def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | Non
 def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
     """What passed, and of each bank of modules side by side the first guess that passes too."""
     passed, rejected = list(verdict.passed), dict(verdict.rejected)
-    for bank in siblings.banks(model):
-        if gate.in_a_row(bank.members):
-            continue
-        tried: dict[str, str] = {}
-        for guess in siblings.guesses(model, bank):
-            one = judge(gate, [guess])
-            tried = tried or one.rejected
-            if one.passed:
-                passed.append(guess)
-                break
-        else:
-            rejected |= tried
-    return Verdict(passed, rejected)
+    abreast = [bank for bank in siblings.banks(model) if not gate.in_a_row(bank.members)]
+    waiting = [siblings.guesses(model, bank) for bank in abreast]
+    while waiting:  # one guess of each bank at a time: together they cost one forward
+        tried = judge(gate, [guesses[0] for guesses in waiting])
+        passed += tried.passed
+        rejected = tried.rejected | rejected  # of several reasons the first guess's
+        names = {group.name for group in tried.passed}
+        waiting = [guesses[1:] for guesses in waiting if guesses[0].name not in names and guesses[1:]]
+    found = {group.name for group in passed}
+    return Verdict(passed, {name: reason for name, reason in rejected.items() if name not in found})
 
 
 def _judge_by_sibling(

@@ -20,8 +20,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no hooks, and a Hugging Face model that returns no caches and runs experts as one batch.
 
-    All is put back after. Hooks that compute weights (torch's own `weight_norm` and `spectral_norm`) stay; the user's must
-    not see what is tried here.
+    All is put back after. Hooks that are part of the model's forward stay; the user's must not see what is tried here.
     """
     modules = list(model.modules())
     held = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
@@ -34,7 +33,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = False
             for attribute in HOOKS:
                 hooks = getattr(module, attribute)
-                own = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
+                own = {key: hook for key, hook in hooks.items() if _belongs_to_the_model(hook)}
                 setattr(module, attribute, OrderedDict(own))
         for one in configs.values():
             for name, value in wanted.items():
@@ -50,3 +49,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+def _belongs_to_the_model(hook: Any) -> bool:
+    """Whether a hook computes weights (torch's `weight_norm`) or hands one part's states to another (a backbone's)."""
+    return type(hook).__module__.startswith("torch.nn.utils") or getattr(hook, "__module__", "").startswith(
+        "transformers."
+    )
