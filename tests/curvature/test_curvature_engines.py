@@ -65,6 +65,21 @@ def test_a_kernel_without_second_derivative_goes_to_finite_differences_and_that_
     assert len(forwards) == 1 + again.products  # nothing is tried a second time
 
 
+def test_a_function_that_can_be_differentiated_only_once_is_refused_by_a_named_and_a_remembered_engine() -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    def once() -> Tensor:
+        return model[2](Once.apply(model[0](X))).square().mean()
+
+    with pytest.raises(MeasurementError, match="only once"):
+        proximity(optimizer, once, engine="double backward")
+    tracker = SpectralTracker(optimizer)
+    assert tracker.estimate(lambda: model(X).square().mean()).engine == "double backward"
+    with pytest.raises(MeasurementError, match="only once"):
+        tracker.estimate(once)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     model = network()

@@ -211,7 +211,9 @@ def open_engine(
     if name != "auto":
         if name not in ENGINES:
             raise ConfigError(f"engine={name!r} is not known: give auto, {', '.join(ENGINES)}")
-        return ENGINES[name](probe, parameters, reduce)
+        named = ENGINES[name](probe, parameters, reduce)
+        named.verify()
+        return named
     reasons: list[str] = []
     for kind in ENGINES.values():
         try:
