@@ -80,6 +80,21 @@ def test_a_function_that_can_be_differentiated_only_once_is_refused_by_a_named_a
         tracker.estimate(once)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_give_no_finite_difference(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    def once() -> Tensor:
+        return model[2](Once.apply(model[0](X.to(dtype)))).float().square().mean()
+
+    for engine in ("auto", "finite differences", "finite differences through .grad"):
+        with pytest.raises(MeasurementError, match="rounding of torch"):
+            proximity(optimizer, once, engine=engine)
+    exact = proximity(optimizer, lambda: model(X.to(dtype)).float().square().mean(), products=20)
+    assert exact.engine == "double backward"
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     model = network()

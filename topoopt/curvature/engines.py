@@ -131,6 +131,11 @@ class FiniteDifferences(Engine):
 
     def __init__(self, probe: Probe, parameters: Sequence[Tensor], reduce: Reduce | None) -> None:
         super().__init__(probe, parameters, reduce)
+        coarse = next((p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)), None)
+        if coarse is not None:
+            raise MeasurementError(
+                f"a finite difference is lost in the rounding of {coarse} weights: keep them in float32"
+            )
         loss, self.gradient = self.at()
         self.loss = loss
 
