@@ -88,7 +88,21 @@ def test_muon_goes_through_the_black_box() -> None:
     assert found.r > 0
 
 
-@pytest.mark.parametrize("make", [lambda p: optim.Rprop(p)], ids=["rprop"])
+class Lion(optim.Optimizer):
+    """As libraries of their own have it, without the average."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1e-3})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad.sign(), alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    "make", [optim.Rprop, Lion, type("Lion8bit", (Lion,), {}), type("PagedLion", (Lion,), {})], ids=lambda m: m.__name__
+)
 def test_a_rule_that_takes_signs_says_so(make: Any) -> None:
     model, optimizer = after(make)
     with pytest.raises(MeasurementError, match="no Lipschitz constant"):

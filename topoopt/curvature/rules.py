@@ -98,7 +98,10 @@ RULES: dict[str, RuleSpec] = {
 }
 """Recognised rules by the name of torch's class; subclasses that change `step` are not recognised by it."""
 
-SIGNS = {"Lion", "SignSGD", "Signum", "Tiger", "Rprop"}
+SIGNS = {
+    "Lion", "Lion8bit", "Lion32bit", "PagedLion", "PagedLion8bit", "PagedLion32bit", "FusedLion",
+    "SignSGD", "Signum", "Tiger", "Rprop",
+}  # fmt: skip
 """Rules that take the sign of something: their displacement has no Lipschitz constant."""
 
 
