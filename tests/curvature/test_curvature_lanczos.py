@@ -47,15 +47,40 @@ def test_arnoldi_finds_the_spectral_radius(n: int, seed: int) -> None:
     assert max(abs(ends.low), abs(ends.high)) == pytest.approx(truth, rel=1e-6)
 
 
-def test_no_product_says_more_than_the_matrix_has() -> None:
-    """Ritz values lie inside the spectrum, however few the products."""
+@given(eigenvalues, st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_no_product_says_more_than_the_matrix_has(values: list[float], seed: int) -> None:
+    """However few the products: the radius is never overestimated, grows with each, and beats the Ritz value."""
+    generator = torch.Generator().manual_seed(seed)
+    q = _rotation(len(values), generator)
+    matrix = (q * torch.tensor(values, dtype=torch.float64)) @ q.T
+    start = torch.randn(len(values), generator=generator, dtype=torch.float64)
+    truth, before = float(torch.linalg.matrix_norm(matrix, 2)), 0.0
+    near = 1e-7 * truth + 1e-30
+    for steps in range(1, len(values) + 1):
+        ends = lanczos(lambda v: matrix @ v, start, steps)
+        radius = max(abs(ends.low), abs(ends.high))
+        assert before - near <= radius <= truth + near
+        krylov = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(matrix, i) @ start for i in range(steps)], 1))[
+            0
+        ]
+        ritz = torch.linalg.eigvalsh(krylov.T @ matrix @ krylov)
+        if steps <= 3:  # powers of a matrix are a good basis of so small a space alone
+            assert radius >= float(ritz.abs().max()) - 1e-4 * truth
+        before = radius
+
+
+def test_the_next_start_is_better_than_the_ritz_vector() -> None:
+    """Its Rayleigh quotient, seen with one product of the same matrix, is above what the first estimate had."""
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(50, 50, generator=generator, dtype=torch.float64)
-    matrix, start = matrix + matrix.T, torch.randn(50, generator=generator, dtype=torch.float64)
-    truth = torch.linalg.eigvalsh(matrix)
-    highs = [lanczos(lambda v: matrix @ v, start, steps).high for steps in range(1, 30)]
-    assert highs == sorted(highs)
-    assert highs[-1] <= float(truth[-1]) + 1e-9
+    q = _rotation(200, generator)
+    matrix = (q * torch.logspace(0, -3, 200, dtype=torch.float64)) @ q.T
+    start = torch.randn(200, generator=generator, dtype=torch.float64)
+    for steps in (1, 2, 3):
+        basis = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(matrix, i) @ start for i in range(steps)], 1))[0]
+        ritz = float(torch.linalg.eigvalsh(basis.T @ matrix @ basis)[-1])
+        vector = lanczos(lambda v: matrix @ v, start, steps).vector
+        assert float(vector @ matrix @ vector) > ritz
 
 
 @pytest.mark.parametrize("tail", [0.0, 1e-30, 1e-10])

@@ -16,15 +16,17 @@ Operator = Callable[[Tensor], Tensor]
 Dot = Callable[[Tensor, Tensor], Tensor]
 BREAKDOWN = 1e-7
 """A next direction shorter than this, relative to the operator's size, is rounding: the space is exhausted."""
+OTHER = 0.03
+"""Share of the other end's vector in the next start: enough to notice it grow, and costs 0.1 % of a Rayleigh quotient."""
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Extreme Ritz values (NaN where a product was not finite), and a vector to start from next time."""
+    """Both ends of the spectrum as far as they were seen (NaN where a product was not finite), and the next start."""
 
     low: float
     high: float
-    vector: Tensor  # unit norm: the dominant Ritz vector, with a share of the other end's
+    vector: Tensor  # unit norm: the dominant end's vector, with a share of the other end's
 
 
 def plain_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -62,14 +64,36 @@ def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot)
     if not math.isfinite(size):
         return Ends(math.nan, math.nan, basis[0])
     end = next((i + 1 for i, b in enumerate(off.tolist()) if b <= BREAKDOWN * size), steps)
-    matrix = torch.diag(diagonal[:end]) + torch.diag(off[: end - 1], 1) + torch.diag(off[: end - 1], -1)
-    values, vectors = torch.linalg.eigh(matrix)
-    first, last = vectors[:, 0], vectors[:, -1]
-    main, other = (last, first) if values[-1].abs() >= values[0].abs() else (first, last)
-    weights = main + 0.1 * other if end > 1 else main
+    low, high, weights = _ends(diagonal[:end], off[:end])
     vector = sum(float(c) * q for c, q in zip(weights, basis))
     assert isinstance(vector, Tensor)
-    return Ends(float(values[0]), float(values[-1]), vector / dot(vector, vector).sqrt())
+    return Ends(low, high, vector / dot(vector, vector).sqrt())
+
+
+def _ends(diagonal: Tensor, off: Tensor) -> tuple[float, float, Tensor]:
+    """(low, high, weights of the next start on the basis) of k products: k diagonal entries, and k beside it.
+
+    off[-1], the part of the last product outside the space, is used twice. The larger end is the norm of A on the space and
+    not its Ritz value: |A y| <= |A| for every unit y, so it is a lower bound too, and a closer one. And the next start
+    takes the direction after the space in, with the least that its unknown Rayleigh quotient can be by what was seen.
+    Together they are worth about half a product.
+    """
+    k = len(diagonal)
+    rows = torch.zeros(k + 1, k + 1, dtype=torch.float64)
+    rows.diagonal()[:-1] = diagonal
+    rows.diagonal(1)[:] = rows.diagonal(-1)[:] = off
+    values, vectors = torch.linalg.eigh(rows[:k, :k])
+    low, high = float(values[0]), float(values[-1])
+    first, last = vectors[:, 0], vectors[:, -1]
+    if off[-1] > BREAKDOWN * rows.abs().max():
+        rows[k, k] = min(low, 0.0)
+        last = torch.linalg.eigh(rows).eigenvectors[:, -1]
+        rows[k, k] = max(high, 0.0)
+        first = torch.linalg.eigh(rows).eigenvectors[:, 0]
+    norm = float(torch.linalg.matrix_norm(rows[:, :k], 2))
+    if high >= -low:
+        return low, norm, last + OTHER * first if k > 1 else last
+    return -norm, high, first + OTHER * last if k > 1 else first
 
 
 def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
