@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from topoopt.optimizer import distributed
+from topoopt.sharding import full
 
 
 def agree(rank, world):
@@ -74,7 +75,7 @@ def test_one_process_needs_no_group():
     tensor = torch.arange(3.0)
     distributed.mean_([tensor])
     assert torch.equal(tensor, torch.arange(3.0))
-    assert distributed.full(tensor) is tensor
+    assert full(tensor) is tensor
     assert distributed.reducer(nn.Linear(2, 2)) is None
     with pytest.raises(ValueError, match="mine"), distributed.together():
         raise ValueError("mine")

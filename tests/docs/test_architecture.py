@@ -13,17 +13,19 @@ import topoopt
 
 PACKAGE = Path(topoopt.__file__).parent
 BASE = {"errors"}
+TENSORS = BASE | {"sharding"}
 MAY_IMPORT = {
     "errors": set(),
+    "sharding": set(),
     "measurement": BASE,
-    "neurons": BASE,
+    "neurons": TENSORS,
     "geometry": BASE,
     "homology": BASE | {"geometry"},
-    "curvature": BASE,
+    "curvature": TENSORS,
     "critical": BASE | {"measurement"},
     "control": BASE | {"measurement"},
     "config": BASE | {"control"},
-    "optimizer": BASE
+    "optimizer": TENSORS
     | {"measurement", "config", "neurons", "geometry", "homology", "curvature", "critical", "control"},
     "report": BASE | {"measurement", "config", "neurons", "geometry", "homology"},
     "integrations": BASE | {"measurement", "config", "control", "optimizer", "report", "neurons", "homology"},

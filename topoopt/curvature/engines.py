@@ -7,17 +7,17 @@ taken through `.grad`, for models whose parameters are not in the graph themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import get_total_norm
 
 from topoopt.curvature.probe import Probe
 from topoopt.errors import ConfigError, MeasurementError
+from topoopt.sharding import reshard, total_norm
 
 Reduce = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 STEP = {torch.float64: 1e-5}
@@ -131,12 +131,9 @@ class FiniteDifferences(Engine):
 
     def __init__(self, probe: Probe, parameters: Sequence[Tensor], reduce: Reduce | None) -> None:
         super().__init__(probe, parameters, reduce)
-        coarse = next((p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)), None)
-        if coarse is not None:
-            raise MeasurementError(
-                f"a finite difference is lost in the rounding of {coarse} weights: keep them in float32"
-            )
+        _refuse_coarse(p.dtype for p in parameters)
         loss, self.gradient = self.at()
+        _refuse_coarse(probe.weight_types)
         self.loss = loss
 
     def at(self) -> tuple[Tensor, list[Tensor]]:
@@ -150,7 +147,7 @@ class FiniteDifferences(Engine):
         return self._dense(grads)
 
     def _product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        norm = float(get_total_norm(vectors))
+        norm = total_norm(vectors)
         if norm == 0:
             return [torch.zeros_like(p) for p in self._parameters]
         step = STEP.get(self._parameters[0].dtype, 1e-3) / norm
@@ -169,6 +166,12 @@ class ThroughGrad(FiniteDifferences):
 
     name = "finite differences through .grad"
 
+    def at(self) -> tuple[Tensor, list[Tensor]]:
+        """As above, with sharded weights gathered anew."""
+        if self._probe.model is not None:
+            reshard(self._probe.model)
+        return super().at()
+
     def _gradient(self, loss: Tensor) -> list[Tensor]:
         saved = [parameter.grad for parameter in self._parameters]
         try:
@@ -181,6 +184,14 @@ class ThroughGrad(FiniteDifferences):
         finally:
             for parameter, grad in zip(self._parameters, saved):
                 parameter.grad = grad
+
+
+def _refuse_coarse(types: Iterable[torch.dtype]) -> None:
+    coarse = next((t for t in types if t in (torch.bfloat16, torch.float16)), None)
+    if coarse is not None:
+        raise MeasurementError(
+            f"a finite difference is lost in the rounding of {coarse} weights: keep them, and run them, in float32"
+        )
 
 
 class moved:

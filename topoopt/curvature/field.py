@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.spectrum import Spectrum, opened
+from topoopt.errors import NotDefinedError
+from topoopt.sharding import is_sharded
 
 PROBES = 4
 """Random products that estimate the size of each neuron's rows, from above the size of its block."""
@@ -54,7 +56,13 @@ def field_proximity(
 def field_of(
     spectrum: Spectrum, indices: Tensor, parameters: Sequence[Tensor] | None = None, candidates: int = CANDIDATES
 ) -> float:
-    """The same on a graph that is open already."""
+    """The same on a graph that is open already.
+
+    Raises:
+        NotDefinedError: for sharded weights.
+    """
+    if any(is_sharded(p) for p in spectrum.layout.parameters):
+        raise NotDefinedError("the weights are sharded over the ranks: r_field is not formed across shards")
     places = _translate(spectrum, indices, parameters)
     n = places.shape[0]
     ranked = range(n) if n <= candidates else _rank(spectrum, places)[:candidates]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topoopt.sharding import Dot
+
 Operator = Callable[[Tensor], Tensor]
-Dot = Callable[[Tensor, Tensor], Tensor]
 BREAKDOWN = 1e-7
 """A next direction shorter than this, relative to the operator's size, is rounding: the space is exhausted."""
 OTHER = 0.03
@@ -29,11 +30,6 @@ class Ends:
     vector: Tensor  # unit norm: the dominant end's vector, with a share of the other end's
 
 
-def plain_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of two flat vectors."""
-    return torch.dot(a, b)
-
-
 def _next(w: Tensor, length: Tensor, entries: Tensor) -> Tensor:
     """The next direction, in w's own memory; 0 once the space is exhausted, where it would be rounding divided by its length.
 
@@ -43,7 +39,7 @@ def _next(w: Tensor, length: Tensor, entries: Tensor) -> Tensor:
     return w.mul_(torch.where(exhausted, torch.zeros_like(length), 1 / length))
 
 
-def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
+def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = torch.dot) -> Ends:
     """Run `steps` products with full reorthogonalisation from `start` (flat, not zero).
 
     The number of steps is fixed: stopping at a small residual locks onto whichever eigenvector the start was close to.
@@ -96,7 +92,7 @@ def _ends(diagonal: Tensor, off: Tensor) -> tuple[float, float, Tensor]:
     return -norm, high, first + OTHER * last if k > 1 else first
 
 
-def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = plain_dot) -> Ends:
+def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = torch.dot) -> Ends:
     """The same for an operator that is not symmetric: the real parts' ends, and |low| or |high| the spectral radius."""
     basis = [start / dot(start, start).sqrt()]
     columns = []

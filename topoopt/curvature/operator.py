@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from topoopt import sharding
 from topoopt.curvature.copying import displacement
 from topoopt.curvature.engines import STEP, Engine, FiniteDifferences, moved
 from topoopt.curvature.rates import Moment
@@ -25,7 +27,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies in a flat vector."""
+    """Where each parameter, or this rank's part of it, lies in a flat vector."""
 
     parameters: list[Tensor]
     owners: list[dict] = field(repr=False)
@@ -36,13 +38,25 @@ class Layout:
         parts = []
         for p, t in zip(self.parameters, tensors):
             full = t if isinstance(t, Tensor) else torch.full_like(p, t, dtype=self.dtype)
-            parts.append(full.detach().to(self.dtype).expand_as(p).reshape(-1))
+            parts.append(sharding.part(full.detach().to(self.dtype).expand(p.shape), p).reshape(-1))
         return torch.cat([part.to(parts[0].device) for part in parts])
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector, in each parameter's shape, type and place."""
-        pieces = flat.split([p.numel() for p in self.parameters])
-        return [piece.view(p.shape).to(p.device, p.dtype) for piece, p in zip(pieces, self.parameters)]
+        own = [sharding.part(p.detach(), p) for p in self.parameters]
+        pieces = flat.split([p.numel() for p in own])
+        parts = [piece.view(p.shape).to(p.device, p.dtype) for piece, p in zip(pieces, own)]
+        return [sharding.whole(piece, p) for piece, p in zip(parts, self.parameters)]
+
+    @cached_property
+    def dot(self) -> sharding.Dot:
+        """The inner product of flat vectors, over all ranks' parts."""
+        return sharding.dot_over(self.parameters)
+
+    @property
+    def size(self) -> int:
+        """Number of weights, all ranks' parts counted."""
+        return sum(p.numel() for p in self.parameters)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,7 +145,7 @@ def black_box(engine: FiniteDifferences, layout: Layout, optimizer: Optimizer) -
     base = layout.flatten(displacement(optimizer, layout.parameters, engine.gradient))
 
     def product(v: Tensor) -> Tensor:
-        norm = math.sqrt(float(v.double().square().sum()))
+        norm = math.sqrt(float(layout.dot(v, v)))
         if norm == 0:
             return torch.zeros_like(v)
         step = STEP.get(layout.dtype, 1e-3) / norm

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topoopt.errors import MeasurementError
+from topoopt.sharding import is_sharded
 
 Loss = Callable[[], Any]
 
@@ -25,9 +26,11 @@ class Probe:
     """
 
     def __init__(self, loss: Loss, model: nn.Module | None = None, seed: int = 0) -> None:
-        self._loss, self._model, self._seed = loss, model, seed
+        self._loss, self.model, self._seed = loss, model, seed
         self.size = 0
         """First dimension of the first tensor that enters the model: the probe's batch size."""
+        self.weight_types: set[torch.dtype] = set()
+        """Types of sharded weights as the forward sees them: FSDP2 may hand out other ones than it keeps."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -35,11 +38,12 @@ class Probe:
         with ExitStack() as stack:
             stack.enter_context(_random_state())
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_full_precision(self._model))
-            if self._model is not None:
-                stack.enter_context(_buffers(self._model))
-                stack.enter_context(self._batch_size(self._model))
-                for module in self._model.modules():
+            stack.enter_context(_full_precision(self.model))
+            if self.model is not None:
+                stack.enter_context(_buffers(self.model))
+                stack.enter_context(self._batch_size(self.model))
+                stack.enter_context(self._types_of_shards(self.model))
+                for module in self.model.modules():
                     if hasattr(module, "require_backward_grad_sync"):
                         stack.enter_context(module.no_sync())  # type: ignore[operator]
             else:
@@ -77,6 +81,17 @@ class Probe:
             yield
         finally:
             handle.remove()
+
+    @contextmanager
+    def _types_of_shards(self, model: nn.Module) -> Iterator[None]:
+        def see(module: nn.Module, args: Any) -> None:
+            self.weight_types.update(p.dtype for p in module.parameters(recurse=False) if p.is_floating_point())
+
+        owners = [m for m in model.modules() if any(is_sharded(p) for p in m.parameters(recurse=False))]
+        with ExitStack() as stack:
+            for module in owners:
+                stack.callback(module.register_forward_pre_hook(torch.compiler.disable(see)).remove)  # type: ignore[arg-type]
+            yield
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topoopt import sharding
 from topoopt.curvature import operator as jacobian
-from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, open_engine
+from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.probe import Probe
 from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
@@ -43,7 +44,7 @@ class SpectralEstimate:
     high: float
     """Highest end."""
     products: int
-    vector: Tensor  # (number of weights,), unit norm: start of the next estimate
+    vector: Tensor  # (number of weights,), of shards this rank's part, unit norm: start of the next estimate
     engine: str
     """How products were taken."""
     rule: str
@@ -81,7 +82,7 @@ class Spectrum:
         first = self._start(start, mask, seed)
         run = lanczos if self.symmetric else arnoldi
         before = self.engine.products
-        ends = run(jacobian.restricted(self.apply, mask), first, min(count, first.numel()))
+        ends = run(jacobian.restricted(self.apply, mask), first, min(count, self.layout.size), self.layout.dot)
         loss = float(self.engine.loss)
         r = max(abs(ends.low), abs(ends.high))
         bad = not (math.isfinite(r) and math.isfinite(loss))
@@ -108,16 +109,14 @@ class Spectrum:
 
     def _start(self, start: Tensor | None, mask: Tensor | None, seed: int) -> Tensor:
         """The last vector, or the gradient; with a little noise, so that no direction is shut out for good."""
-        generator = torch.Generator().manual_seed(seed)
         base = self.layout.flatten([0.0 if g is None else g for g in self.gradient])
         if start is not None and start.numel() == base.numel():
             base = start.to(base)
-        noise = torch.randn(base.numel(), generator=generator).to(base)
+        noise = sharding.noise_over(self.layout.parameters, seed).to(base)
         if mask is not None:
             base, noise = base * mask, noise * mask
-        size = base.norm()
-        base = torch.where(size > 0, base / size.clamp_min(1e-30), 0.0)
-        return base + 1e-3 * noise / noise.norm().clamp_min(1e-30)
+        size, loudness = (self.layout.dot(v, v).sqrt().clamp_min(1e-30) for v in (base, noise))
+        return base / size + 1e-3 * noise / loudness
 
 
 @contextmanager
@@ -146,7 +145,7 @@ def opened(
         raise ConfigError(f'form="held" needs a recognised rule; {type(optimizer).__name__} is none: use "black box"')
     probe = Probe(loss, model, seed)
     with probe.running():
-        name = FiniteDifferences.name if chosen == "black box" and engine == "auto" else engine
+        name = _engine(engine, layout, chosen)
         started = open_engine(name, probe, layout.parameters, reduce)
         yield _spectrum(optimizer, probe, started, layout, chosen, upcoming=when == "upcoming", grads=grads)
 
@@ -233,6 +232,15 @@ def _spectrum(
             "rounding an adaptive rule amplifies where gradients are nearly 0"
         )
     return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient, symmetric)
+
+
+def _engine(asked: str, layout: jacobian.Layout, form: str) -> str:
+    """The engine to open: shards have no graph to differentiate twice, and a black box is moved in the weights."""
+    if any(sharding.is_sharded(p) for p in layout.parameters):
+        if asked not in ("auto", ThroughGrad.name):
+            raise ConfigError(f"engine={asked!r} does not see sharded weights: give auto, or {ThroughGrad.name!r}")
+        return ThroughGrad.name
+    return FiniteDifferences.name if form == "black box" and asked == "auto" else asked
 
 
 def _gradient(layout: jacobian.Layout, engine: Engine, grads: str) -> tuple[list[Tensor | None], str]:

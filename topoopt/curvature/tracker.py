@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topoopt import sharding
 from topoopt.curvature.engines import ENGINES, Reduce
 from topoopt.curvature.spectrum import FIRST, Block, SpectralEstimate, Spectrum, opened
 from topoopt.errors import ConfigError
@@ -80,9 +81,14 @@ class SpectralTracker:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and a tensor."""
-        return {"engine": self._engine, "vector": self._vector, "count": self._count}
+        """Plain numbers, strings and a tensor (this rank's part of it, where weights are sharded)."""
+        return {"engine": self._engine, "vector": self._vector, "count": self._count, "part": self._part()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
         self._engine, self._vector, self._count = state["engine"], state["vector"], int(state["count"])
+        if state.get("part") != self._part():  # another rank's part: a cold start is better
+            self._vector = None
+
+    def _part(self) -> tuple[int, int] | None:
+        return sharding.part_of_rank([p for group in self.optimizer.param_groups for p in group["params"]])

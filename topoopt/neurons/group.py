@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from topoopt.errors import DiscoveryError
 from topoopt.neurons.unwrapping import unwrap
+from topoopt.sharding import full
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class NeuronGroup:
         """Gather the neurons as they are now: (n, d), detached, a copy, on the parameters' device and in their dtype.
 
         Parameters of different dtypes give the widest. Allocates the points and, of one slice at a time, a view or copy.
+        Of sharded parameters one slice's at a time is gathered, on every rank: all of them must call.
         """
         tensors = named_tensors(model)
-        return torch.cat([_take(s, [tensors[name].detach() for name in s.tensors], self.n) for s in self._own], dim=1)
+        return torch.cat([_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n) for s in self._own], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:
         """Write points (n, d) into the model, in place: the inverse of `points`.

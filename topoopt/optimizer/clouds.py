@@ -17,7 +17,6 @@ from topoopt.geometry import compare, degeneracy, distances, ratios
 from topoopt.homology.h0 import spanning_tree
 from topoopt.measurement import GroupMeasurement
 from topoopt.neurons import NeuronGroup
-from topoopt.optimizer import distributed
 from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.topology import Topology
 
@@ -47,7 +46,7 @@ class Clouds:
         self._before, skipped = {}, {}
         for group in groups:
             try:
-                self._before[group.name] = _finite(distributed.full(group.points(model)))
+                self._before[group.name] = _finite(group.points(model))
             except Exception as error:
                 skipped[group.name] = self._faults.note("geometry", error)
         return skipped
@@ -70,7 +69,7 @@ class Clouds:
             if before is None:
                 continue  # skipped before the step, with its reason
             try:
-                points = _finite(distributed.full(group.points(model)))
+                points = _finite(group.points(model))
                 cloud = self._clouds.setdefault(group.name, _Cloud(first=before, last=before))
                 cloud.first, cloud.last = cloud.first.to(points.device), cloud.last.to(points.device)  # after a resume
                 if proximity is not None and proximity[0] == group.name:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from topoopt.errors import MeasurementError, TopoError
+from topoopt.sharding import is_sharded
 
 T = TypeVar("T")
 
@@ -77,16 +78,6 @@ def from_rank_zero(value: T) -> T:
     objects = [value]
     dist.broadcast_object_list(objects, src=0, device=_device())
     return objects[0]
-
-
-def full(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor whole, gathered on every rank; any other tensor as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds a part of the tensor only (a DTensor)."""
-    return callable(getattr(tensor, "full_tensor", None))
 
 
 def reducer(model: nn.Module) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:

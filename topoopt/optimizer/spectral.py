@@ -12,13 +12,9 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tracked, field_of, recognise
+from topoopt.errors import NotDefinedError
 from topoopt.neurons import NeuronGroup, unwrap
 from topoopt.optimizer import distributed
-
-SHARDED = (
-    "the parameters are sharded over the ranks (FSDP2, tensor parallel) and the Jacobian's products are not formed "
-    "across shards: r is known from below alone, by r_pair"
-)
 
 
 @dataclass(frozen=True)
@@ -63,24 +59,23 @@ class Spectral:
             return SpectralReading(
                 edge=edge, rule=rule, reason="no loss was given, so the step's Jacobian cannot be formed; pass loss="
             )
-        if any(distributed.is_sharded(p) for group in self._optimizer.param_groups for p in group["params"]):
-            return SpectralReading(edge=edge, rule=rule, reason=SHARDED)
         # A closure computes this step's gradients after us: what lies in .grad is the last step's.
         grads = "probe" if closure_given else "auto"
         with self._tracker.open(loss, grads=grads, reduce=distributed.reducer(model), model=model) as tracked:
             estimate = tracked.estimate()
+            field, unknown = self._field(tracked, model, groups)
             return SpectralReading(
                 r=estimate.r,
                 edge=estimate.edge,
                 low=estimate.low,
                 high=estimate.high,
-                field=self._field(tracked, model, groups),
+                field=field,
                 loss=estimate.loss,
                 rule=estimate.rule,
                 engine=estimate.engine,
                 products=estimate.products,
                 probe=estimate.probe_size,
-                notes=estimate.notes,
+                notes=(*estimate.notes, *unknown),
                 nonfinite=not math.isfinite(estimate.loss),
                 reason="" if math.isfinite(estimate.r) else "; ".join(estimate.notes) or "the estimate is not finite",
                 group=self._one_group(tracked, model, groups),
@@ -99,11 +94,15 @@ class Spectral:
         block: dict[Tensor, Tensor] = {parameters[name]: mask for name, mask in group.masks(model).items()}
         return group.name, tracked.block(block, max(2, self._config.products // 3)).r
 
-    def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> float:
+    def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> tuple[float, tuple[str, ...]]:
+        """The largest r_field of the groups, or NaN and why it is not known."""
         if not self._config.field or not groups:
-            return math.nan
+            return math.nan, ()
         parameters = list(unwrap(model).parameters())
-        return max(field_of(tracked.spectrum, group.indices(model), parameters) for group in groups)
+        try:
+            return max(field_of(tracked.spectrum, group.indices(model), parameters) for group in groups), ()
+        except NotDefinedError as error:
+            return math.nan, (f"r_field: {error}",)
 
     def state_dict(self) -> dict[str, Any]:
         """The warm start and whose turn it is."""

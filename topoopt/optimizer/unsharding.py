@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from topoopt.optimizer import distributed
+from topoopt.sharding import full, is_sharded
 
 
 @torch.no_grad()
@@ -18,11 +18,11 @@ def unsharded(model: nn.Module) -> nn.Module:
     A collective on all ranks. The copy lives where the shards do, for as long as discovery takes; measuring gathers one
     group at a time instead.
     """
-    if not any(distributed.is_sharded(parameter) for parameter in model.parameters()):
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
         return model
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(distributed.full(parameter.detach()).clone(), parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(full(parameter.detach()).clone(), parameter.requires_grad)
     modules = list(model.modules())
     for module in modules:  # all of them before any is filled: attributes may point at any module
         kind = _own_class(module)
