@@ -127,3 +127,53 @@ def test_a_loss_without_a_graph_says_what_to_do() -> None:
         proximity(optimizer, lambda: model(X).detach().square().mean())
     with pytest.raises(MeasurementError, match="scalar"):
         proximity(optimizer, lambda: model(X))
+
+
+def _before_norm(act: type[nn.Module]) -> nn.Module:
+    """Convolutions whose biases have no effect, and so no gradient but rounding."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), act(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), act(),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.RMSprop, optim.Adagrad, optim.SGD])
+def test_finite_differences_do_not_read_amplified_rounding(kind: type[optim.Optimizer]) -> None:
+    model = _before_norm(nn.GELU)
+    x, y = torch.rand(256, 1, 8, 8), torch.randint(0, 10, (256,))
+    optimizer = kind(model.parameters(), lr=1e-3)  # type: ignore[call-arg]
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(model(x), y)
+
+    for step in range(7):
+        optimizer.zero_grad()
+        loss().backward()
+        if step in (0, 1, 6):
+            options: dict[str, Any] = {"when": "upcoming", "products": 20}
+            exact = proximity(optimizer, loss, engine="double backward", **options)
+            found = proximity(optimizer, loss, engine="finite differences", **options)
+            assert found.r == pytest.approx(exact.r, rel=0.01)
+            named = [note for note in found.notes if "16 weights are left out" in note]
+            assert bool(named) == (kind is not optim.SGD), found.notes  # a rate that is one for all amplifies nothing
+        optimizer.step()
+
+
+def test_small_gradients_that_are_true_are_kept() -> None:
+    """At the first step Adam's largest rates are those of the smallest gradients, and r is theirs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, **size))
+    ids = torch.randint(0, 50, (32, 16))
+    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+    options: dict[str, Any] = {"when": "upcoming", "products": 20}
+
+    def loss() -> Tensor:
+        return model(input_ids=ids, labels=ids).loss
+
+    exact = proximity(optimizer, loss, engine="double backward, math attention", **options)
+    found = proximity(optimizer, loss, engine="finite differences", **options)
+    assert found.r == pytest.approx(exact.r, rel=0.01)
+    assert any("left out" in note for note in found.notes)  # biases of the keys, which softmax does not see

@@ -155,6 +155,12 @@ class FiniteDifferences(Engine):
             _, ahead = self.at()
         return [(a - g).div_(step) for a, g in zip(ahead, self.gradient)]
 
+    def rounding(self) -> list[Tensor]:
+        """How the gradient changes when every weight goes to one of its next numbers: by rounding, and hardly by H."""
+        with moved(self._parameters, [p.detach() for p in self._parameters], torch.finfo(self.gradient[0].dtype).eps):
+            _, ahead = self.at()
+        return [a - g for a, g in zip(ahead, self.gradient)]
+
     def product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """H v, from gradients that are averaged over ranks already."""
         self.products += 1

@@ -18,6 +18,7 @@ from topoopt.curvature import operator as jacobian
 from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.probe import Probe
+from topoopt.curvature.rounding import drowned
 from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
 from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
@@ -29,6 +30,9 @@ FIRST = 10
 
 Who asks for fewer than eight gets a quarter more than that instead, and a note.
 """
+
+KINKS = "products by finite differences, which see the kinks of ReLU networks that autograd does not"
+DROWNED = "{} weights are left out of the finite differences: their gradients are rounding, which the rule's rate would amplify"
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,11 @@ def _spectrum(
         sign = jacobian.signs(layout)
         symmetric = isinstance(sign, float)
         weight, shift = jacobian.rates(optimizer, layout, gradient, upcoming=upcoming)
+        if isinstance(engine, FiniteDifferences):
+            notes.append(KINKS)
+            lost, count = drowned(engine, layout, gradient, weight)
+            weight = weight.masked_fill(lost, 0.0)
+            notes += [DROWNED.format(count)] if count else []
         product = jacobian.held(engine, layout, weight, shift, sign)
     elif form == "full":
         notes.append("the full derivative of the coordinate-wise rule, not the preconditioner held")
@@ -226,11 +235,6 @@ def _spectrum(
         if not isinstance(engine, FiniteDifferences):
             raise ConfigError('form="black box" needs an engine by finite differences')
         product = jacobian.black_box(engine, layout, optimizer)
-    if isinstance(engine, FiniteDifferences) and form == "held":
-        notes.append(
-            "products by finite differences, which see the kinks of ReLU networks that autograd does not, and whose "
-            "rounding an adaptive rule amplifies where gradients are nearly 0"
-        )
     return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient, symmetric)
 
 
