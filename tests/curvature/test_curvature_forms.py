@@ -13,7 +13,7 @@ from held_oracle import dense_hessian, full_jacobian, radius
 from torch import Tensor, nn, optim
 
 from topoopt.curvature import SpectralTracker, field_proximity, proximity, recognise
-from topoopt.errors import ConfigError, MeasurementError
+from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(30, 3, generator=GENERATOR, dtype=torch.float64)
@@ -79,13 +79,95 @@ def test_black_box_is_the_full_steps_jacobian(case: str) -> None:
     assert found.r == pytest.approx(truth, rel=0.02)
 
 
+def newton_schulz(g: Tensor) -> Tensor:
+    """Muon's orthogonalisation as its authors write it down, in the precision of g."""
+    x = g.T if g.shape[0] > g.shape[1] else g
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
 @pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
-def test_muon_goes_through_the_black_box() -> None:
-    model, optimizer = after(lambda p: optim.Muon(p, lr=0.01), bias=False)  # type: ignore[attr-defined]
-    found = proximity(optimizer, lambda: mse(model), when="upcoming", products=20)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_muon_is_followed_without_the_rounding_of_its_16_bits(dtype: torch.dtype) -> None:
+    """Its own step is a staircase: a finite difference of it reads the height of a stair over the step's length."""
+    make: Any = lambda p: optim.Muon(p, lr=0.01, weight_decay=0.1)  # type: ignore[attr-defined]  # noqa: E731
+    model, optimizer = after(make, bias=False)
+    parameters = list(model.parameters())
+    buffers = [optimizer.state[p]["momentum_buffer"] for p in parameters]
+    shapes = [p.shape for p in parameters]
+
+    def moved(flat: Tensor) -> Tensor:
+        weights = [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes)]
+        loss = (torch.tanh(X @ weights[0].T) @ weights[1].T - Y).square().mean()
+        grads = torch.autograd.grad(loss, weights, create_graph=True)
+        moves = []
+        for w, g, buffer in zip(weights, grads, buffers):
+            average = 0.95 * buffer + 0.05 * g
+            update = newton_schulz(0.05 * g + 0.95 * average)
+            moves.append(-0.001 * w - 0.01 * math.sqrt(max(1, w.shape[0] / w.shape[1])) * update)
+        return torch.cat([move.reshape(-1) for move in moves])
+
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+    truth = radius(-torch.autograd.functional.jacobian(moved, flat))  # type: ignore[arg-type]
+    model.to(dtype)
+    for p, buffer in zip(parameters, buffers):
+        optimizer.state[p]["momentum_buffer"] = buffer.to(dtype)
+
+    def loss() -> Tensor:
+        return (model(X.to(dtype)) - Y.to(dtype)).square().mean()
+
+    found = proximity(optimizer, loss, when="upcoming", products=20)
     assert (found.rule, found.form) == ("black box", "black box")
-    # its orthogonalisation runs in bfloat16, which a finite difference sees as steps
-    assert found.r > 0
+    assert found.r == pytest.approx(truth, rel=0.02)
+    assert any("without its casts to 16 bits" in note for note in found.notes)
+
+
+class Rounded(optim.Optimizer):
+    """A step that is rounded in a way that no precision of ours helps against."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_((p.grad * 1e5).round() / 1e5, alpha=0.1)
+
+
+def test_a_step_that_is_rounded_gives_no_reading() -> None:
+    model = network().float()
+    optimizer = Rounded(model.parameters())
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(30, 3, generator=generator), torch.randn(30, 2, generator=generator)
+    smooth = proximity(optim.SGD(model.parameters(), lr=0.1), lambda: (model(x) - y).square().mean() * 1e-3)
+    found = proximity(optimizer, lambda: (model(x) - y).square().mean() * 1e-3, products=20)
+    assert math.isnan(found.r), (found.r, smooth.r)
+    assert any("r is not known" in note for note in found.notes)
+
+
+class Obscure(optim.Optimizer):
+    """Moves by signs of an average, decays, and does not say so by its name."""
+
+    def __init__(self, params: Any, momentum: float = 0.9) -> None:
+        super().__init__(params, {"lr": 1e-3, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                p.mul_(0.99).sub_(average.sign(), alpha=group["lr"])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_signs_are_recognised_whatever_the_name(momentum: float) -> None:
+    model, optimizer = after(lambda p: Obscure(p, momentum))
+    with pytest.raises(NotDefinedError, match="moves by signs"):
+        proximity(optimizer, lambda: mse(model))
 
 
 class Lion(optim.Optimizer):

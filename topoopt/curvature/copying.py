@@ -6,11 +6,13 @@ import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from topoopt.errors import MeasurementError, NotDefinedError
 
@@ -29,7 +31,8 @@ def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequ
 
     The step is taken by a copy, on copies of the weights and of the state, without hooks. Weights of the optimizer that
     are not among `parameters` have no gradient in it, so the copy leaves them alone. It is taken in float64 where the
-    optimizer lets it, since differences of moves that are small beside the weights would be rounding in float32.
+    optimizer lets it, since differences of moves that are small beside the weights would be rounding in float32; a rule
+    that casts to 16 bits on its way (Muon's orthogonalisation) is followed without the cast.
 
     Raises:
         MeasurementError: when the step needs a closure, or something that the optimizer holds cannot be copied.
@@ -41,13 +44,34 @@ def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequ
         for parameter, grad in zip(parameters, grads):
             own = replaced[id(parameter)]
             own.grad = grad.detach().clone().to(own.dtype)
-        step(replica)
+        with _AsPrecise() if precise else nullcontext():
+            step(replica)
         return [(replaced[id(p)] - p).detach() for p in parameters]
 
     try:
         return moves(precise=True)
     except (RuntimeError, TypeError, AssertionError, ValueError):  # a kernel or a device that knows no float64
         return moves(precise=False)
+
+
+class _AsPrecise(TorchFunctionMode):
+    """Casts to 16 bits give a copy in the precision that the tensor has: the rule is followed, not its rounding."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in (Tensor.bfloat16, Tensor.half):
+            return args[0].clone()
+        if func in (Tensor.to, Tensor.type) and any(_is_coarse(a) for a in (*args[1:], *named.values())):
+            own = args[0].dtype
+            args = (args[0], *(own if _is_coarse(a) else a for a in args[1:]))
+            named = {key: own if _is_coarse(value) else value for key, value in named.items()}
+            cast = func(*args, **named)
+            return cast.clone() if cast is args[0] else cast  # what follows may work in its place
+        return func(*args, **named)
+
+
+def _is_coarse(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in (torch.bfloat16, torch.float16)
 
 
 def _bare_step(optimizer: Optimizer) -> Callable[[Any], Any]:

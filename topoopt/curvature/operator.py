@@ -7,7 +7,6 @@ weight. black box: finite differences of the optimizer's own step in the weights
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 
 from topoopt import sharding
 from topoopt.curvature.copying import displacement
-from topoopt.curvature.engines import STEP, Engine, FiniteDifferences, moved
+from topoopt.curvature.engines import Engine, moved
 from topoopt.curvature.rates import Moment
 from topoopt.curvature.rules import spec_of
 
@@ -138,24 +137,6 @@ def full(engine: Engine, layout: Layout, optimizer: Optimizer, gradient: Sequenc
 def _small(values: Tensor) -> Tensor:
     """A step for differences, each coordinate's own."""
     return (1e-3 if values.dtype is torch.float32 else 1e-6) * (values.abs() + values.abs().mean() + 1e-12)
-
-
-def black_box(engine: FiniteDifferences, layout: Layout, optimizer: Optimizer) -> Product:
-    """V -> -[D(x + h v) - D(x)] / h, with D the displacement of the optimizer's own next step."""
-    base = layout.flatten(displacement(optimizer, layout.parameters, engine.gradient))
-
-    def product(v: Tensor) -> Tensor:
-        norm = math.sqrt(float(layout.dot(v, v)))
-        if norm == 0:
-            return torch.zeros_like(v)
-        step = STEP.get(layout.dtype, 1e-3) / norm
-        engine.products += 1
-        with moved(layout.parameters, layout.unflatten(v), step):
-            _, gradient = engine.at()
-            ahead = layout.flatten(displacement(optimizer, layout.parameters, gradient))
-        return (base - ahead) / step
-
-    return product
 
 
 def restricted(product: Product, mask: Tensor | None) -> Product:

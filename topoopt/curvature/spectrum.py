@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from topoopt import sharding
 from topoopt.curvature import operator as jacobian
+from topoopt.curvature.blackbox import BlackBox, moves_by_signs
 from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.probe import Probe
@@ -31,8 +32,15 @@ FIRST = 10
 Who asks for fewer than eight gets a quarter more than that instead, and a note.
 """
 
+SIGNS = "{} moves by signs: such a displacement has no Lipschitz constant, so r is not defined"
+DOUBTFUL = "the black box answers differently ({:.0%}) to twice the finite difference: {}"
+DOUBTED_FROM, UNKNOWN_FROM = 0.05, 1 / 3
+"""Shares by which a black box's product may change with its step before that is said, and before r is given up.
+
+Pure rounding changes it by half: the same jump over twice the step.
+"""
 KINKS = "products by finite differences, which see the kinks of ReLU networks that autograd does not"
-DROWNED = "{} weights are left out of the finite differences: their gradients are rounding, which the rule's rate would amplify"
+DROWNED = "{} weights are left out of the finite differences: their gradients are rounding that the rule would amplify"
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Spectrum:
         mask = None if block is None else self._mask(block)
         cold = start is None
         count = max(products, min(FIRST, math.ceil(1.25 * products))) if cold else products
-        few = (f"{count} products from a cold start: r may read low",) if cold and count < FIRST else ()
+        few = [f"{count} products from a cold start: r may read low"] if cold and count < FIRST else []
         first = self._start(start, mask, seed)
         run = lanczos if self.symmetric else arnoldi
         before = self.engine.products
@@ -90,6 +98,12 @@ class Spectrum:
         loss = float(self.engine.loss)
         r = max(abs(ends.low), abs(ends.high))
         bad = not (math.isfinite(r) and math.isfinite(loss))
+        notes = [*self.notes, *few, *(["the loss or its curvature is not finite"] if bad else [])]
+        if isinstance(self.apply, BlackBox) and block is None and not bad:
+            doubt = self.apply.doubt(ends.vector)
+            bad = doubt > UNKNOWN_FROM
+            if doubt > DOUBTED_FROM:
+                notes.append(DOUBTFUL.format(doubt, "r is not known" if bad else "r is as uncertain as that"))
         return SpectralEstimate(
             r=math.nan if bad else r,
             edge=self.edge,
@@ -102,7 +116,7 @@ class Spectrum:
             form=self.form,
             loss=loss,
             probe_size=self.probe.size,
-            notes=(*self.notes, *few, *(("the loss or its curvature is not finite",) if bad else ())),
+            notes=tuple(notes),
             seconds=time.perf_counter() - began,
         )
 
@@ -142,8 +156,7 @@ def opened(
     if not layout.parameters:
         raise MeasurementError("the optimizer holds no parameter that asks for a gradient")
     if has_no_lipschitz_constant(optimizer):
-        name = type(optimizer).__name__
-        raise NotDefinedError(f"{name} takes signs: its displacement has no Lipschitz constant, so r is not defined")
+        raise NotDefinedError(SIGNS.format(type(optimizer).__name__))
     chosen = ("held" if spec_of(optimizer) is not None else "black box") if form == "auto" else form
     if chosen == "held" and spec_of(optimizer) is None:
         raise ConfigError(f'form="held" needs a recognised rule; {type(optimizer).__name__} is none: use "black box"')
@@ -231,10 +244,15 @@ def _spectrum(
             [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, layout.parameters)],
         )
     else:
-        notes.append("black box: finite differences of the optimizer's own step, spectral radius by Arnoldi")
+        notes.append(
+            "black box: finite differences of the optimizer's own step, tried in float64 where it allows that and without "
+            "its casts to 16 bits; spectral radius by Arnoldi"
+        )
         if not isinstance(engine, FiniteDifferences):
             raise ConfigError('form="black box" needs an engine by finite differences')
-        product = jacobian.black_box(engine, layout, optimizer)
+        if moves_by_signs(optimizer, layout.parameters, engine.gradient):
+            raise NotDefinedError(SIGNS.format(f"{type(optimizer).__name__}, tried out,"))
+        product = BlackBox(engine, layout, optimizer)
     return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient, symmetric)
 
 
