@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from topoopt.curvature import proximity
 from topoopt.optimizer import distributed
 from topoopt.sharding import full
 
@@ -43,6 +44,39 @@ def leave(rank, world):
         except Exception as error:
             reasons.append(f"{type(error).__name__}: {error}")
     return reasons
+
+
+def choose(rank, world):
+    """Rank 1 alone meets a function that can be differentiated only once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    x = torch.randn(6, 3)
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            ctx.save_for_backward(value)
+            return value.sin()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            return grad * ctx.saved_tensors[0].cos()
+
+    def loss():
+        out = model(x)
+        return (Once.apply(out) if rank == 1 else out.sin()).square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = proximity(optimizer, loss, model=wrapped, reduce=distributed.reducer(wrapped))
+    return found.engine, found.r
+
+
+def test_ranks_take_the_same_engine(launch):
+    first, second = launch(choose, 2)
+    assert first == second
+    assert first[0] == "finite differences"
 
 
 def test_ranks_agree(launch):

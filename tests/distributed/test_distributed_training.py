@@ -42,7 +42,7 @@ def facts(measurement):
     }
 
 
-def train(rank, world, kind="none", mode="report", bad=None, bare=False, error=ValueError):
+def train(rank, world, kind="none", mode="report", bad=None, bare=False, error=ValueError, engine="auto"):
     """Train on this rank's share; returns the weights, the factors and the measurements."""
     model, inputs, labels, probe_x, probe_y = setting()
     criterion = nn.CrossEntropyLoss()
@@ -71,7 +71,7 @@ def train(rank, world, kind="none", mode="report", bad=None, bare=False, error=V
     topo = None
     seen, factors = [], []
     if not bare:
-        options = {"every": EVERY, "budget": None, "homology": 0, "per_group": False, "mode": mode}
+        options = {"every": EVERY, "budget": None, "homology": 0, "per_group": False, "mode": mode, "engine": engine}
         topo = TopoOptimizer(optimizer, wrapped, loss=loss, **options)
         topo.add_sink(lambda measurement: seen.append(facts(measurement)))
     for x, y in zip(inputs, labels):
@@ -98,7 +98,7 @@ def assert_near(a, b, tolerance=1e-4):
 
 def check(launch, world, kind, mode, tolerance=1e-4):
     """Compare all ranks with each other, and with one process that sees every batch whole."""
-    alone = train(0, 1, mode=mode)
+    alone = train(0, 1, mode=mode, engine="finite differences" if kind == "fsdp" else "auto")
     ranks = launch(train, world, kind, mode)
     for rank in ranks:
         assert rank["factors"] == ranks[0]["factors"]  # the same bits
@@ -106,7 +106,7 @@ def check(launch, world, kind, mode, tolerance=1e-4):
         assert_near(rank, alone, tolerance)
         assert rank["factors"] == pytest.approx(alone["factors"], rel=tolerance)
         for p, q in zip(rank["weights"], alone["weights"]):
-            assert torch.allclose(p, q, rtol=tolerance, atol=1e-6)
+            assert torch.allclose(p, q, rtol=tolerance, atol=tolerance / 100)
     return ranks
 
 

@@ -237,13 +237,18 @@ def open_engine(
         named.verify()
         return named
     reasons: list[str] = []
+    together = getattr(
+        reduce, "together", None
+    )  # ranks go on to the next engine together: what one meets, all have met
+    failures = (RuntimeError, NotImplementedError) if together is None else Exception
     for kind in ENGINES.values():
         try:
-            engine = kind(probe, parameters, reduce)
-            engine.verify()
-            engine.product(trial if trial is not None else engine.gradient)
+            with nullcontext() if together is None else together():
+                engine = kind(probe, parameters, reduce)
+                engine.verify()
+                engine.product(trial if trial is not None else engine.gradient)
             engine.products = 0
             return engine
-        except (RuntimeError, NotImplementedError) as error:  # MeasurementError and torch's refusals
+        except failures as error:  # MeasurementError, torch's refusals, another rank's
             reasons.append(f"{kind.name}: {str(error).splitlines()[0][:120]}")
     raise MeasurementError("; ".join(dict.fromkeys(reasons)))

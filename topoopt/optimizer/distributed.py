@@ -6,8 +6,8 @@ call it, in the same order, or none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -21,10 +21,7 @@ T = TypeVar("T")
 
 
 class RankError(TopoError):
-    """Another rank could not measure; this one leaves with it instead of waiting for it.
-
-    No RuntimeError: what tries one way of measuring after another must not take it for the failure of one of them.
-    """
+    """Another rank could not measure; this one leaves with it instead of waiting for it."""
 
 
 def is_active() -> bool:
@@ -80,21 +77,26 @@ def from_rank_zero(value: T) -> T:
     return objects[0]
 
 
-def reducer(model: nn.Module) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
-    """Return what averages a data-parallel model's probe gradients and products over the ranks, or None in one process.
+class Averaging:
+    """Averages a data-parallel model's probe gradients and products over the ranks, in place; returns its argument.
 
-    It works in place and returns its argument. When a rank has left a `together` section with an error, it raises
-    `RankError` on the others.
+    When a rank has left a `together` section with an error, it raises `RankError` on the others.
     """
-    if not is_active() or not is_data_parallel(model):
-        return None
 
-    def reduce(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Average each tensor; a collective."""
         _leave_together(failed=False)
         mean_(tensors)
         return tensors
 
-    return reduce
+    def together(self) -> AbstractContextManager[None]:
+        """The section below: one way of measuring is given up by all ranks or by none."""
+        return together()
+
+
+def reducer(model: nn.Module) -> Averaging | None:
+    """What averages over the ranks of a data-parallel model; None in one process."""
+    return Averaging() if is_active() and is_data_parallel(model) else None
 
 
 @contextmanager
