@@ -125,6 +125,53 @@ def test_muon_is_followed_without_the_rounding_of_its_16_bits(dtype: torch.dtype
     assert any("without its casts to 16 bits" in note for note in found.notes)
 
 
+class Belief(optim.Optimizer):
+    """AdaBelief, as a library of its own has it: coordinate by coordinate; or with its gradients clipped together first."""
+
+    def __init__(self, params: Any, clip: float = math.inf) -> None:
+        super().__init__(params, {"lr": 0.01, "clip": clip, "weight_decay": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        group = self.param_groups[0]
+        length = torch.stack([p.grad.norm() for p in group["params"]]).norm()
+        for p in group["params"]:
+            g = p.grad * (group["clip"] / length).clamp(max=1)
+            m, s = (self.state[p].setdefault(key, torch.zeros_like(p)) for key in ("m", "s"))
+            m.lerp_(g, 0.1)
+            s.lerp_((g - m).square(), 0.01)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * m / (s.sqrt() + 1e-3))
+
+
+@pytest.mark.parametrize(("clip", "form"), [(math.inf, "full"), (1e-3, "black box")])
+def test_an_unknown_rule_is_told_by_trying(clip: float, form: str) -> None:
+    model, optimizer = after(lambda p: Belief(p, clip))
+    truth = radius(full_jacobian(model, optimizer, mse))
+    found = proximity(optimizer, lambda: mse(model), when="upcoming", products=26)
+    assert (found.rule, found.form) == ("black box", form)
+    assert found.engine == ("double backward" if form == "full" else "finite differences")
+    assert found.r == pytest.approx(truth, rel=0.02)
+
+
+def test_a_rule_that_stops_to_be_coordinate_wise_goes_on_as_a_black_box() -> None:
+    """The engine that is remembered from the measurements before cannot move weights."""
+    model, optimizer = after(Belief)
+    tracker = SpectralTracker(optimizer, products=26)
+    forms = []
+    for clip in (math.inf, 1e-3, math.inf):
+        optimizer.param_groups[0]["clip"] = clip
+        found = tracker.estimate(lambda: mse(model))
+        forms.append(found.form)
+        assert found.r == pytest.approx(radius(full_jacobian(model, optimizer, mse)), rel=0.02)
+    assert forms == ["full", "black box", "full"]
+
+
+def test_the_full_form_is_refused_for_a_rule_that_is_not_coordinate_wise() -> None:
+    model, optimizer = after(lambda p: optim.Adafactor(p, lr=0.01))
+    with pytest.raises(ConfigError, match="coordinate-wise"):
+        proximity(optimizer, lambda: mse(model), form="full")
+
+
 class Rounded(optim.Optimizer):
     """A step that is rounded in a way that no precision of ours helps against."""
 

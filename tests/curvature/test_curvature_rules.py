@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
-from held_oracle import held_jacobian, radius
+from held_oracle import dense_hessian, flat, gradients, held_jacobian, radius
 from torch import Tensor, nn, optim
 
 from topoopt.curvature import proximity
@@ -110,6 +113,75 @@ def _at(model: nn.Module, weights: list[Tensor]):
     return loss
 
 
+TORCH = {
+    "plain": {"lr": 0.02},
+    "capped rate": {"lr": 0.9},
+    "clipped late": {"lr": 0.02, "d": 2.0, "beta2_decay": -0.5},
+    "decay": {"lr": 0.02, "weight_decay": 0.1, "eps": (1e-6, 1e-3)},
+}
+TRANSFORMERS = {
+    "as Trainer": {"lr": 0.02, "scale_parameter": False, "relative_step": False},
+    "own rate": {"scale_parameter": True, "relative_step": True, "warmup_init": True},
+    "momentum": {"lr": 0.02, "scale_parameter": True, "relative_step": False, "beta1": 0.6},
+    "decay": {"lr": 0.02, "scale_parameter": True, "relative_step": False, "weight_decay": 0.1},
+}
+ADAFACTOR = [("torch", case) for case in TORCH] + [("transformers", case) for case in TRANSFORMERS]
+
+
+def adafactor(where: str, case: str):
+    if where == "torch":
+        return lambda p: optim.Adafactor(p, **TORCH[case])
+    factory: Any = pytest.importorskip("transformers").Adafactor
+    return lambda p: factory(p, **TRANSFORMERS[case])
+
+
+def held_by_its_own_step(model: nn.Module, optimizer: optim.Optimizer) -> Tensor:
+    """-dD/dx with the preconditioner held, from nothing but Adafactor's step: without the average, D = -w g - s x."""
+    moves = []
+    for decay in (0.0, optimizer.param_groups[0]["weight_decay"]):
+        twin, stepping = copy.deepcopy((model, optimizer))
+        stepping.param_groups[0]["weight_decay"] = decay
+        for state in stepping.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].zero_()
+        stepping.zero_grad()
+        mse(twin).backward()
+        stepping.step()
+        moves.append(flat(list(twin.parameters())) - flat(list(model.parameters())))
+    weight = -moves[0] / flat([g for g in gradients(model, mse) if g is not None])
+    shift = (moves[0] - moves[1]) / flat(list(model.parameters()))
+    return weight[:, None] * dense_hessian(model, mse) + torch.diag(shift)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 20])
+@pytest.mark.parametrize(("where", "case"), ADAFACTOR)
+def test_adafactor_before_a_step(where: str, case: str, steps: int) -> None:
+    model, optimizer = trained(adafactor(where, case), steps)
+    truth = radius(held_by_its_own_step(model, optimizer))
+    optimizer.zero_grad()
+    mse(model).backward()
+    found = proximity(optimizer, lambda: mse(model), products=ALL, when="upcoming")
+    assert (found.form, found.rule) == ("held", "adafactor")
+    assert found.edge == (3.2 if case == "momentum" else 2.0)
+    assert found.r == pytest.approx(truth, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize(("where", "case"), ADAFACTOR)
+def test_adafactor_after_a_step(where: str, case: str, steps: int) -> None:
+    model, optimizer = trained(adafactor(where, case), steps - 1)
+    weights = [p.detach().clone() for p in model.parameters()]
+    truth = radius(held_by_its_own_step(model, optimizer))
+    optimizer.zero_grad()
+    mse(model).backward()
+    optimizer.step()
+    after = proximity(optimizer, _at(model, weights), products=ALL, when="last")
+    # torch's state does not keep the size that the weights had, which scales the rate
+    assert after.r == pytest.approx(truth, rel=0.05 if where == "torch" else 1e-3)
+
+
 def test_every_recognised_rule_has_a_case() -> None:
     covered = {type(make(nn.Linear(2, 2).parameters())).__name__ for make in RULE_CASES.values()}
-    assert set(RULES) - covered == {"SparseAdam"}  # has its own test
+    assert set(RULES["torch.optim"]) - covered == {"SparseAdam", "Adafactor"}  # have their own tests
+    assert set(RULES) - {"torch.optim"} == {"transformers.optimization"}
+    assert set(RULES["transformers.optimization"]) == {"Adafactor"}

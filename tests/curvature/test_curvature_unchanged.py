@@ -143,8 +143,9 @@ def test_references_outside_the_groups_are_followed_into_the_copy() -> None:
     model, optimizer, loss = stepped(KeepsItsOwnList)
     assert isinstance(optimizer, KeepsItsOwnList)
     before, history = snapshot(model, optimizer), list(optimizer.history)
-    found = proximity(optimizer, loss, when="upcoming", products=3)
-    assert (found.rule, found.form) == ("black box", "black box")
+    for form, chosen in (("auto", "full"), ("black box", "black box")):
+        found = proximity(optimizer, loss, when="upcoming", products=3, form=form)
+        assert (found.rule, found.form) == ("black box", chosen)
     assert optimizer.history == history
     assert_same(before, snapshot(model, optimizer))
 

@@ -26,7 +26,7 @@ HOOKS = (
 )
 
 
-def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
     """What the optimizer's own next step would move `parameters` by, given these gradients; nothing is changed.
 
     The step is taken by a copy, on copies of the weights and of the state, without hooks. Weights of the optimizer that
@@ -43,7 +43,7 @@ def displacement(optimizer: Optimizer, parameters: Sequence[Tensor], grads: Sequ
         replica, replaced = _replica(optimizer, precise)
         for parameter, grad in zip(parameters, grads):
             own = replaced[id(parameter)]
-            own.grad = grad.detach().clone().to(own.dtype)
+            own.grad = None if grad is None else grad.detach().clone().to(own.dtype)
         with _AsPrecise() if precise else nullcontext():
             step(replica)
         return [(replaced[id(p)] - p).detach() for p in parameters]

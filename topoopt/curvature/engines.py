@@ -38,12 +38,16 @@ class Engine:
 
     @property
     def step_gradient(self) -> list[Tensor | None]:
-        """The gradient as a step would find it: None for a parameter that the loss does not depend on.
+        """The gradient as a step would find it."""
+        return self.as_in_a_step(self.gradient)
+
+    def as_in_a_step(self, gradient: Sequence[Tensor]) -> list[Tensor | None]:
+        """With None for a parameter that the loss does not depend on.
 
         Averaged over ranks it is known for all: another rank may have used what this one did not.
         """
         missing = self._missing if self._reduce is None else frozenset()
-        return [None if i in missing else g for i, g in enumerate(self.gradient)]
+        return [None if i in missing else g for i, g in enumerate(gradient)]
 
     def product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """H v for v given parameter by parameter."""

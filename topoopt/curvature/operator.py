@@ -1,8 +1,8 @@
 """The displacement's Jacobian as an operator on flat vectors, in one of three forms.
 
 held: w^1/2 H w^1/2 + w c + s at the preconditioner held (symmetric; `rules`). full: diag(phi'(g)) H + decay for a
-coordinate-wise rule, phi' by a finite difference of the optimizer's own step in the gradient, the decay by one in the
-weight. black box: finite differences of the optimizer's own step in the weights, gradient included.
+coordinate-wise rule (`coordinatewise`). black box: finite differences of the optimizer's own step in the weights,
+gradient included (`blackbox`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topoopt import sharding
-from topoopt.curvature.copying import displacement
-from topoopt.curvature.engines import Engine, moved
+from topoopt.curvature.engines import Engine
 from topoopt.curvature.rates import Moment
 from topoopt.curvature.rules import spec_of
 
@@ -92,7 +91,7 @@ def rates(
         dense = -grad if group.get("maximize") else grad
         coupled = spec.coupled(group)
         dense = dense.add(p, alpha=coupled) if coupled else dense
-        moment = Moment.of(optimizer.state.get(p, {}), group, dense, upcoming)
+        moment = Moment.of(p, optimizer.state.get(p, {}), group, dense, upcoming)
         rate = spec.rate(moment)
         weights.append(rate)
         shifts.append(rate * coupled + spec.decoupled(moment))
@@ -105,8 +104,8 @@ def signs(layout: Layout) -> Tensor | float:
     return each[0] if len(set(each)) == 1 else layout.flatten(each)
 
 
-def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: Tensor | float) -> Product:
-    """V -> (+-w^1/2 H w^1/2 + w c + s) v; `sign` as in `signs`."""
+def symmetric(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: Tensor | float = 1.0) -> Product:
+    """V -> (+-w^1/2 H w^1/2 + shift) v, whose spectrum is that of +-w H + shift; `sign` as in `signs`, w >= 0."""
     root = weight.sqrt()
     signed = sign * root
 
@@ -115,28 +114,6 @@ def held(engine: Engine, layout: Layout, weight: Tensor, shift: Tensor, sign: Te
         return h.mul_(signed).addcmul_(shift, v)
 
     return product
-
-
-def full(engine: Engine, layout: Layout, optimizer: Optimizer, gradient: Sequence[Tensor]) -> Product:
-    """V -> -dD/dx v with D_i = phi(g_i): phi' is taken coordinate by coordinate, in one extra step of a copy."""
-    base = layout.flatten(displacement(optimizer, layout.parameters, gradient))
-    flat = layout.flatten(list(gradient))
-    step = _small(flat)
-    ahead = [a.to(g.dtype) for a, g in zip(layout.unflatten(flat + step), gradient)]
-    slope = (layout.flatten(displacement(optimizer, layout.parameters, ahead)) - base) / step
-    step = _small(layout.flatten(layout.parameters))
-    with moved(layout.parameters, layout.unflatten(step), 1.0):
-        decay = (layout.flatten(displacement(optimizer, layout.parameters, gradient)) - base) / step
-
-    def product(v: Tensor) -> Tensor:
-        return -slope * layout.flatten(engine.product(layout.unflatten(v))) - decay * v
-
-    return product
-
-
-def _small(values: Tensor) -> Tensor:
-    """A step for differences, each coordinate's own."""
-    return (1e-3 if values.dtype is torch.float32 else 1e-6) * (values.abs() + values.abs().mean() + 1e-12)
 
 
 def restricted(product: Product, mask: Tensor | None) -> Product:

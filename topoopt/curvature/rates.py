@@ -18,8 +18,9 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class Moment:
-    """What a rule may see of one parameter: its state, its group's settings, and the gradient of the step."""
+    """What a rule may see of one parameter: itself, its state, its group's settings, and the gradient of the step."""
 
+    parameter: Tensor
     state: dict[str, Any]
     group: Group
     grad: Tensor
@@ -27,9 +28,10 @@ class Moment:
     upcoming: bool
 
     @classmethod
-    def of(cls, state: dict[str, Any], group: Group, grad: Tensor, upcoming: bool) -> Moment:
+    def of(cls, parameter: Tensor, state: dict[str, Any], group: Group, grad: Tensor, upcoming: bool) -> Moment:
         """As given; a parameter that has not been stepped yet can only be asked for its next step."""
-        return cls(state, group, grad, upcoming or not state or ("step" in state and float(state["step"]) == 0))
+        first = not state or ("step" in state and float(state["step"]) == 0)
+        return cls(parameter, state, group, grad, upcoming or first)
 
     def steps(self) -> float:
         """t of the step, counted from 1."""

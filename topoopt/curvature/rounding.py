@@ -36,7 +36,7 @@ def drowned(
     energy = layout.dot(g, g)
     acting = layout.dot(g * weight, g) / energy  # NaN without a gradient: nothing is suspect
     floor = SUSPECT * torch.finfo(torch.float32).eps * (energy / layout.size).sqrt()
-    suspect = (g.abs() <= floor) & (weight > AMPLIFIED * acting)
+    suspect = (g.abs() <= floor) & (weight.abs() > AMPLIFIED * acting)
     if not _count(layout, suspect):
         return suspect, 0
     noise = engine.rounding()

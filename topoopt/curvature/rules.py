@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topoopt.curvature import rates
+from topoopt.curvature import adafactor, rates
 from topoopt.curvature.rates import Group, Moment
 
 Rate = Callable[[Moment], Tensor | float]
@@ -31,22 +31,34 @@ class RuleSpec:
     name: Callable[[Group], str]
     rate: Rate
     edge: Callable[[Group], float]
-    is_decoupled: Callable[[Group], bool]
-    shrinks: Rate | None = None
-    """Decay of its own besides `weight_decay`, per step."""
-
-    def coupled(self, group: Group) -> float:
-        """c: the part of the weight that is added to the gradient."""
-        return 0.0 if self.is_decoupled(group) else _decay(group)
-
-    def decoupled(self, moment: Moment) -> Tensor | float:
-        """s: the part of the weight that a step takes off, whatever the gradient."""
-        own = self.shrinks(moment) if self.shrinks else 0.0
-        return own + (moment.lr * _decay(moment.group) if self.is_decoupled(moment.group) else 0.0)
+    coupled: Callable[[Group], float]
+    """c: the part of the weight that is added to the gradient."""
+    decoupled: Rate
+    """s: the part of the weight that a step takes off, whatever the gradient."""
 
 
 def _decay(group: Group) -> float:
     return float(group.get("weight_decay") or 0.0)
+
+
+def _no_decay(group: Group) -> float:
+    return 0.0
+
+
+def _optional_decay(group: Group) -> float:
+    return 0.0 if group.get("decoupled_weight_decay") else _decay(group)
+
+
+def _shrinks_not(moment: Moment) -> float:
+    return 0.0
+
+
+def _shrinks(moment: Moment) -> float:
+    return moment.lr * _decay(moment.group)
+
+
+def _optionally_shrinks(moment: Moment) -> float:
+    return _shrinks(moment) if moment.group.get("decoupled_weight_decay") else 0.0
 
 
 def heavy_ball(beta: float) -> float:
@@ -74,29 +86,50 @@ def _beta1(group: Group) -> float:
     return float(group["betas"][0])
 
 
-def _family(
-    name: str, rate: Rate, edge: Callable[[Group], float], decoupled: bool | None = False, shrinks: Rate | None = None
+def _averaged(group: Group) -> float:
+    return heavy_ball(_beta1(group))
+
+
+def _plain(group: Group) -> float:
+    return 2.0
+
+
+def _rule(
+    name: str,
+    rate: Rate,
+    edge: Callable[[Group], float],
+    coupled: Callable[[Group], float] = _decay,
+    decoupled: Rate = _shrinks_not,
 ) -> RuleSpec:
-    def is_decoupled(group: Group) -> bool:
-        return bool(group.get("decoupled_weight_decay", False)) if decoupled is None else decoupled
-
-    return RuleSpec(lambda _: name, rate, edge, is_decoupled, shrinks)
+    return RuleSpec(lambda _: name, rate, edge, coupled, decoupled)
 
 
-RULES: dict[str, RuleSpec] = {
-    "SGD": RuleSpec(_sgd_name, rates.sgd, _sgd_edge, lambda _: False),
-    "Adam": _family("adam", rates.adam, lambda g: heavy_ball(_beta1(g)), None),
-    "AdamW": _family("adamw", rates.adam, lambda g: heavy_ball(_beta1(g)), True),
-    "SparseAdam": _family("sparse adam", rates.sparse_adam, lambda g: heavy_ball(_beta1(g))),
-    "NAdam": _family("nadam", rates.nadam, lambda g: nesterov(_beta1(g)), None),
-    "RAdam": _family("radam", rates.radam, lambda g: heavy_ball(_beta1(g)), None),
-    "Adamax": _family("adamax", rates.adamax, lambda g: heavy_ball(_beta1(g))),
-    "RMSprop": _family("rmsprop", rates.rmsprop, lambda g: heavy_ball(float(g.get("momentum", 0.0)))),
-    "Adagrad": _family("adagrad", rates.adagrad, lambda g: 2.0),
-    "Adadelta": _family("adadelta", rates.adadelta, lambda g: 2.0),
-    "ASGD": _family("asgd", rates.asgd, lambda g: 2.0, shrinks=rates.asgd_shrinks),
+RULES: dict[str, dict[str, RuleSpec]] = {
+    "torch.optim": {
+        "SGD": RuleSpec(_sgd_name, rates.sgd, _sgd_edge, _decay, _shrinks_not),
+        "Adam": _rule("adam", rates.adam, _averaged, _optional_decay, _optionally_shrinks),
+        "AdamW": _rule("adamw", rates.adam, _averaged, _no_decay, _shrinks),
+        "SparseAdam": _rule("sparse adam", rates.sparse_adam, _averaged),
+        "NAdam": _rule("nadam", rates.nadam, lambda g: nesterov(_beta1(g)), _optional_decay, _optionally_shrinks),
+        "RAdam": _rule("radam", rates.radam, _averaged, _optional_decay, _optionally_shrinks),
+        "Adamax": _rule("adamax", rates.adamax, _averaged),
+        "RMSprop": _rule("rmsprop", rates.rmsprop, lambda g: heavy_ball(float(g.get("momentum", 0.0)))),
+        "Adagrad": _rule("adagrad", rates.adagrad, _plain),
+        "Adadelta": _rule("adadelta", rates.adadelta, _plain),
+        "ASGD": _rule("asgd", rates.asgd, _plain, decoupled=rates.asgd_shrinks),
+        "Adafactor": _rule("adafactor", adafactor.rate, _plain, _no_decay, _shrinks),
+    },
+    "transformers.optimization": {
+        "Adafactor": _rule(
+            "adafactor",
+            adafactor.transformers_rate,
+            lambda g: heavy_ball(float(g.get("beta1") or 0.0)),
+            _no_decay,
+            adafactor.transformers_shrinks,
+        ),
+    },
 }
-"""Recognised rules by the name of torch's class; subclasses that change `step` are not recognised by it."""
+"""Recognised rules by module and class; subclasses that change `step` are not recognised by it."""
 
 SIGNS = {
     "Lion", "Lion8bit", "Lion32bit", "PagedLion", "PagedLion8bit", "PagedLion32bit", "FusedLion",
@@ -106,11 +139,12 @@ SIGNS = {
 
 
 def spec_of(optimizer: Optimizer) -> RuleSpec | None:
-    """The recognised rule of an optimizer, or None: torch's own class, or a subclass that keeps its step."""
+    """The recognised rule of an optimizer, or None: a class of `RULES`, or a subclass that keeps its step."""
     kind = type(optimizer)
     for base in kind.__mro__:
-        spec = RULES.get(base.__name__)
-        if spec is not None and base.__module__.startswith("torch.optim"):
+        home = ".".join(base.__module__.split(".")[:2])
+        spec = RULES.get(home, {}).get(base.__name__)
+        if spec is not None:
             return spec if _same_step(kind, base) else None
     return None
 
@@ -124,7 +158,7 @@ def _same_step(kind: type, base: type) -> bool:
 
 
 def has_no_lipschitz_constant(optimizer: Optimizer) -> bool:
-    """Whether the rule is known to take signs."""
+    """Whether the rule is known by its name to take signs."""
     return any(kind.__name__ in SIGNS for kind in type(optimizer).__mro__)
 
 

@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 from topoopt import sharding
 from topoopt.curvature import operator as jacobian
-from topoopt.curvature.blackbox import BlackBox, moves_by_signs
+from topoopt.curvature.behaviour import Behaviour, behaviour
+from topoopt.curvature.blackbox import BlackBox
+from topoopt.curvature.coordinatewise import CoordinateWise
 from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
 from topoopt.curvature.lanczos import arnoldi, lanczos
 from topoopt.curvature.probe import Probe
@@ -33,12 +35,16 @@ Who asks for fewer than eight gets a quarter more than that instead, and a note.
 """
 
 SIGNS = "{} moves by signs: such a displacement has no Lipschitz constant, so r is not defined"
-DOUBTFUL = "the black box answers differently ({:.0%}) to twice the finite difference: {}"
+DOUBTFUL = "the optimizer's step answers differently ({:.0%}) to twice the finite difference: {}"
 DOUBTED_FROM, UNKNOWN_FROM = 0.05, 1 / 3
-"""Shares by which a black box's product may change with its step before that is said, and before r is given up.
-
-Pure rounding changes it by half: the same jump over twice the step.
+"""Shares by which a product may change with the difference of a step that was tried, before that is said, and before r is
+given up. Pure rounding changes it by half: the same jump over twice the difference.
 """
+FULL = "the full derivative of the coordinate-wise rule, not the preconditioner held"
+BLACK_BOX = (
+    "black box: finite differences of the optimizer's own step, tried in float64 where it allows that and without its casts "
+    "to 16 bits; spectral radius by Arnoldi"
+)
 KINKS = "products by finite differences, which see the kinks of ReLU networks that autograd does not"
 DROWNED = "{} weights are left out of the finite differences: their gradients are rounding that the rule would amplify"
 
@@ -99,7 +105,7 @@ class Spectrum:
         r = max(abs(ends.low), abs(ends.high))
         bad = not (math.isfinite(r) and math.isfinite(loss))
         notes = [*self.notes, *few, *(["the loss or its curvature is not finite"] if bad else [])]
-        if isinstance(self.apply, BlackBox) and block is None and not bad:
+        if isinstance(self.apply, (CoordinateWise, BlackBox)) and block is None and not bad:
             doubt = self.apply.doubt(ends.vector)
             bad = doubt > UNKNOWN_FROM
             if doubt > DOUBTED_FROM:
@@ -157,13 +163,17 @@ def opened(
         raise MeasurementError("the optimizer holds no parameter that asks for a gradient")
     if has_no_lipschitz_constant(optimizer):
         raise NotDefinedError(SIGNS.format(type(optimizer).__name__))
-    chosen = ("held" if spec_of(optimizer) is not None else "black box") if form == "auto" else form
-    if chosen == "held" and spec_of(optimizer) is None:
-        raise ConfigError(f'form="held" needs a recognised rule; {type(optimizer).__name__} is none: use "black box"')
     probe = Probe(loss, model, seed)
     with probe.running():
-        name = _engine(engine, layout, chosen)
-        started = open_engine(name, probe, layout.parameters, reduce)
+
+        def start(form: str) -> Engine:
+            return open_engine(_engine(engine, layout, form), probe, layout.parameters, reduce)
+
+        def gradient() -> Sequence[Tensor | None]:
+            return _own_gradient(layout, grads) or start("black box").step_gradient
+
+        chosen = _form(optimizer, layout, form, gradient)
+        started = start(chosen)
         yield _spectrum(optimizer, probe, started, layout, chosen, upcoming=when == "upcoming", grads=grads)
 
 
@@ -192,7 +202,8 @@ def proximity(
         engine: "auto", or a name in `engines.ENGINES`.
         when: "last" (preconditioner as it stands) or "upcoming" (as it will stand in the next step, `.grad` taken in).
         block: {parameter: bool mask}: restrict the Jacobian to those weights.
-        form: "auto" ("held" for a recognised rule, else "black box"), "held", "full" or "black box".
+        form: "auto" ("held" for a recognised rule, "full" for one that is found to be coordinate-wise, else "black box"),
+            or one of these.
         seed: of the probe's noise and of the start's.
         reduce: averages a list of tensors over ranks in place.
         grads: where an upcoming step's gradient comes from: "auto" (`.grad`, else the probe's) or "probe".
@@ -222,38 +233,54 @@ def _spectrum(
     upcoming: bool,
     grads: str,
 ) -> Spectrum:
-    gradient, source = _gradient(layout, engine, grads)
-    notes = [f"the step's gradient is the probe's, {source}"] if source else []
+    own = _own_gradient(layout, grads)
+    gradient = own or engine.step_gradient
+    source = "which was asked for" if grads == "probe" else "since .grad is empty"
+    notes = [] if own else [f"the step's gradient is the probe's, {source}"]
     symmetric = False
     if form == "held":
         sign = jacobian.signs(layout)
         symmetric = isinstance(sign, float)
         weight, shift = jacobian.rates(optimizer, layout, gradient, upcoming=upcoming)
-        if isinstance(engine, FiniteDifferences):
-            notes.append(KINKS)
-            lost, count = drowned(engine, layout, gradient, weight)
-            weight = weight.masked_fill(lost, 0.0)
-            notes += [DROWNED.format(count)] if count else []
-        product = jacobian.held(engine, layout, weight, shift, sign)
+        weight, said = _without_rounding(engine, layout, gradient, weight)
+        product = jacobian.symmetric(engine, layout, weight, shift, sign)
     elif form == "full":
-        notes.append("the full derivative of the coordinate-wise rule, not the preconditioner held")
-        product = jacobian.full(
-            engine,
-            layout,
-            optimizer,
-            [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, layout.parameters)],
-        )
+        product = CoordinateWise(engine, layout, optimizer, gradient)
+        product.weight, said = _without_rounding(engine, layout, gradient, product.weight)
+        symmetric = product.is_descent
+        said = [FULL, *said]
     else:
-        notes.append(
-            "black box: finite differences of the optimizer's own step, tried in float64 where it allows that and without "
-            "its casts to 16 bits; spectral radius by Arnoldi"
-        )
-        if not isinstance(engine, FiniteDifferences):
-            raise ConfigError('form="black box" needs an engine by finite differences')
-        if moves_by_signs(optimizer, layout.parameters, engine.gradient):
-            raise NotDefinedError(SIGNS.format(f"{type(optimizer).__name__}, tried out,"))
-        product = BlackBox(engine, layout, optimizer)
-    return Spectrum(optimizer, probe, engine, layout, form, product, tuple(notes), gradient, symmetric)
+        assert isinstance(engine, FiniteDifferences)
+        product, said = BlackBox(engine, layout, optimizer), [BLACK_BOX]
+    return Spectrum(optimizer, probe, engine, layout, form, product, (*notes, *said), gradient, symmetric)
+
+
+def _form(
+    optimizer: Optimizer, layout: jacobian.Layout, asked: str, gradient: Callable[[], Sequence[Tensor | None]]
+) -> str:
+    """The form to take: held for a recognised rule, the full derivative for a coordinate-wise one, else the black box."""
+    name, known = type(optimizer).__name__, spec_of(optimizer) is not None
+    if asked == "held" and not known:
+        raise ConfigError(f'form="held" needs a recognised rule; {name} is none: use "auto"')
+    if known and asked != "full":
+        return "held" if asked == "auto" else asked
+    seen = behaviour(optimizer, layout.parameters, gradient())
+    if seen is Behaviour.SIGNS:
+        raise NotDefinedError(SIGNS.format(f"{name}, tried out,"))
+    if asked == "full" and seen is Behaviour.ANY:
+        raise ConfigError(f'form="full" needs a coordinate-wise rule; {name}, tried out, is none: use "auto"')
+    coordinate_wise = seen is Behaviour.COORDINATE_WISE
+    return asked if asked != "auto" else "full" if coordinate_wise else "black box"
+
+
+def _without_rounding(
+    engine: Engine, layout: jacobian.Layout, gradient: Sequence[Tensor | None], weight: Tensor
+) -> tuple[Tensor, list[str]]:
+    """The rates without those of weights that finite differences cannot see, and what is to be said of them."""
+    if not isinstance(engine, FiniteDifferences):
+        return weight, []
+    lost, count = drowned(engine, layout, gradient, weight)
+    return weight.masked_fill(lost, 0.0), [KINKS, *([DROWNED.format(count)] if count else [])]
 
 
 def _engine(asked: str, layout: jacobian.Layout, form: str) -> str:
@@ -262,15 +289,15 @@ def _engine(asked: str, layout: jacobian.Layout, form: str) -> str:
         if asked not in ("auto", ThroughGrad.name):
             raise ConfigError(f"engine={asked!r} does not see sharded weights: give auto, or {ThroughGrad.name!r}")
         return ThroughGrad.name
-    return FiniteDifferences.name if form == "black box" and asked == "auto" else asked
+    if form == "black box" and asked != ThroughGrad.name:
+        return FiniteDifferences.name
+    return asked
 
 
-def _gradient(layout: jacobian.Layout, engine: Engine, grads: str) -> tuple[list[Tensor | None], str]:
-    """The gradient of the step, and why it is the probe's where it is."""
+def _own_gradient(layout: jacobian.Layout, grads: str) -> list[Tensor | None] | None:
+    """The gradient in `.grad`, or None where there is none, or another one was asked for."""
     own = [p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in layout.parameters]
-    if grads == "auto" and any(grad is not None for grad in own):
-        return own, ""
-    return engine.step_gradient, "which was asked for" if grads == "probe" else "since .grad is empty"
+    return own if grads == "auto" and any(grad is not None for grad in own) else None
 
 
 def _check(when: str, form: str) -> None:
