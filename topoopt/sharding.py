@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 Dot = Callable[[Tensor, Tensor], Tensor]
+"""Of two flat vectors, or of each row of a matrix with a vector."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -53,14 +54,14 @@ def whole(piece: Tensor, like: Tensor) -> Tensor:
 def dot_over(parameters: Sequence[Tensor]) -> Dot:
     """The inner product of flat vectors over these weights, the same on every rank."""
     if not any(is_sharded(p) for p in parameters):
-        return torch.dot
+        return torch.matmul
     shares = [1 / _copies(p) for p in parameters]  # entries that several ranks hold count once
     pieces = [part(p.detach(), p).reshape(-1) for p in parameters]
     even = len(set(shares)) == 1
     weight = None if even else torch.cat([torch.full_like(piece, s) for piece, s in zip(pieces, shares)])
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        found = torch.dot(a, b) * shares[0] if weight is None else torch.dot(a, weight * b)
+        found = a @ b * shares[0] if weight is None else a @ (weight * b)
         dist.all_reduce(found)
         return found
 

@@ -178,8 +178,9 @@ def refusals(rank, world):
         topo.detach()
     tracker = SpectralTracker(optimizer)
     state = tracker.state_dict()
-    tracker.load_state_dict({**state, "vector": torch.ones(3), "part": (rank, world + 1)})
-    said["kept"] = tracker.state_dict()["vector"]
+    memory = {"vectors": torch.ones(1, 3), "values": [1.0]}
+    tracker.load_state_dict({**state, "memory": memory, "part": (rank, world + 1)})
+    said["kept"] = tracker.state_dict()["memory"]
     try:
         proximity(optimizer, loss, engine="double backward", model=model)
     except ConfigError as error:

@@ -1,6 +1,12 @@
-"""Both ends of a symmetric operator's spectrum by a few Lanczos steps, and a spectral radius by Arnoldi.
+"""Both ends of a symmetric operator's spectrum by a few Lanczos steps, which remember what the last ones saw.
 
-Everything stays on the device until the small projected matrix is read, once, at the end.
+A training step moves the weights a little, and so the operator. What is kept of an estimate is a small model of it: a few
+directions with their eigenvalues, 0 beyond. The next estimate starts at the model's dominant direction, and each product
+makes the model exact along one more direction (a symmetric rank-two update, that of Powell's symmetric Broyden method); the
+next one is taken along the part of the dominant direction that has not been tried. With nothing to remember these are the
+Lanczos vectors. Between two measurements the dominant eigenvectors turn a little into each other and a little into the many
+others. A residual shows mostly the second, since it weighs a part of the error by the distance of its eigenvalue from the
+dominant one; the model, which knows those of the dominant few, undoes that weight.
 """
 
 from __future__ import annotations
@@ -11,120 +17,151 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from topoopt.sharding import Dot
 
 Operator = Callable[[Tensor], Tensor]
+KEPT = 3
+"""Directions that are remembered. More help little, and each is as large as the weights."""
 BREAKDOWN = 1e-7
 """A next direction shorter than this, relative to the operator's size, is rounding: the space is exhausted."""
+TRIED = 1e-3
+"""A direction of which less than this is new is not tried: it could add its square to the estimate."""
 OTHER = 0.03
-"""Share of the other end's vector in the next start: enough to notice it grow, and costs 0.1 % of a Rayleigh quotient."""
+"""Share of the other end's vector in the start: enough to notice it grow, and costs 0.1 % of a Rayleigh quotient."""
+TRUST = 0.3
+"""A memory that the first product contradicts by more than this share is dropped: the operator has changed."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Directions in which an operator was seen, and its eigenvalues on them: what the next estimate starts from."""
+
+    vectors: Tensor  # (k, number of weights; of shards this rank's part), orthonormal, the dominant one first
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends of the spectrum as far as they were seen (NaN where a product was not finite), and the next start."""
+    """Both ends of the spectrum as far as they were seen (NaN where a product was not finite), and what is remembered."""
 
     low: float
     high: float
-    vector: Tensor  # unit norm: the dominant end's vector, with a share of the other end's
+    memory: Memory
 
 
-def _next(w: Tensor, length: Tensor, entries: Tensor) -> Tensor:
-    """The next direction, in w's own memory; 0 once the space is exhausted, where it would be rounding divided by its length.
+def lanczos(operator: Operator, start: Tensor | Memory, steps: int, dot: Dot = torch.matmul) -> Ends:
+    """Take `steps` products with full reorthogonalisation, from a flat vector (not zero) or from what was seen before.
 
-    A product that is not finite is passed on, for the caller to see.
+    The number of steps is fixed: stopping at a small residual locks onto whichever eigenvector the start was close to. It is
+    smaller only where nothing is left to try.
     """
-    exhausted = length <= BREAKDOWN * entries.abs().max()
-    return w.mul_(torch.where(exhausted, torch.zeros_like(length), 1 / length))
-
-
-def lanczos(operator: Operator, start: Tensor, steps: int, dot: Dot = torch.dot) -> Ends:
-    """Run `steps` products with full reorthogonalisation from `start` (flat, not zero).
-
-    The number of steps is fixed: stopping at a small residual locks onto whichever eigenvector the start was close to.
-    """
-    basis = [start / dot(start, start).sqrt()]
-    alphas, betas = [], []
+    model = _Model(start, steps, dot)
     for _ in range(steps):
-        w = operator(basis[-1])
-        alphas.append(dot(basis[-1], w))
-        w = w.addcmul(basis[-1], alphas[-1], value=-1)  # a vector of our own: the rest is done in its place
-        for q in [*basis[:-1], *basis]:  # twice is enough
-            w.addcmul_(q, dot(q, w), value=-1)
-        beta = dot(w, w).sqrt()
-        betas.append(beta)
-        basis.append(_next(w, beta, torch.stack([*alphas, *betas])))
-    diagonal, off = torch.stack([torch.stack(alphas), torch.stack(betas)]).double().cpu()
-    size = float(torch.cat([diagonal.abs(), off]).max())
-    if not math.isfinite(size):
-        return Ends(math.nan, math.nan, basis[0])
-    end = next((i + 1 for i, b in enumerate(off.tolist()) if b <= BREAKDOWN * size), steps)
-    low, high, weights = _ends(diagonal[:end], off[:end])
-    vector = sum(float(c) * q for c, q in zip(weights, basis))
-    assert isinstance(vector, Tensor)
-    return Ends(low, high, vector / dot(vector, vector).sqrt())
-
-
-def _ends(diagonal: Tensor, off: Tensor) -> tuple[float, float, Tensor]:
-    """(low, high, weights of the next start on the basis) of k products: k diagonal entries, and k beside it.
-
-    off[-1], the part of the last product outside the space, is used twice. The larger end is the norm of A on the space and
-    not its Ritz value: |A y| <= |A| for every unit y, so it is a lower bound too, and a closer one. And the next start
-    takes the direction after the space in, with the least that its unknown Rayleigh quotient can be by what was seen.
-    Together they are worth about half a product.
-    """
-    k = len(diagonal)
-    rows = torch.zeros(k + 1, k + 1, dtype=torch.float64)
-    rows.diagonal()[:-1] = diagonal
-    rows.diagonal(1)[:] = rows.diagonal(-1)[:] = off
-    values, vectors = torch.linalg.eigh(rows[:k, :k])
-    low, high = float(values[0]), float(values[-1])
-    first, last = vectors[:, 0], vectors[:, -1]
-    if off[-1] > BREAKDOWN * rows.abs().max():
-        rows[k, k] = min(low, 0.0)
-        last = torch.linalg.eigh(rows).eigenvectors[:, -1]
-        rows[k, k] = max(high, 0.0)
-        first = torch.linalg.eigh(rows).eigenvectors[:, 0]
-    norm = float(torch.linalg.matrix_norm(rows[:, :k], 2))
-    if high >= -low:
-        return low, norm, last + OTHER * first if k > 1 else last
-    return -norm, high, first + OTHER * last if k > 1 else first
-
-
-def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = torch.dot) -> Ends:
-    """The same for an operator that is not symmetric: the real parts' ends, and |low| or |high| the spectral radius."""
-    basis = [start / dot(start, start).sqrt()]
-    columns = []
-    for _ in range(steps):
-        w = operator(basis[-1]).clone()
-        column = torch.zeros(len(basis) + 1, dtype=w.dtype, device=w.device)
-        for _ in range(2):
-            for i, q in enumerate(basis):
-                share = dot(q, w)
-                column[i] += share
-                w.addcmul_(q, share, value=-1)
-        column[-1] = dot(w, w).sqrt()
-        columns.append(column)
-        basis.append(_next(w, column[-1], torch.cat(columns)))
-    hessenberg = torch.zeros(steps, steps, dtype=torch.float64)
-    size, end = float(torch.cat(columns).abs().max()), steps
-    if not math.isfinite(size):
-        return Ends(math.nan, math.nan, basis[0])
-    for j, column in enumerate(columns):
-        host = column.double().cpu()
-        hessenberg[: min(j + 2, steps), j] = host[: min(j + 2, steps)]
-        if float(host[-1]) <= BREAKDOWN * size:
-            end = j + 1
+        direction = model.next_direction()
+        if direction is None:
             break
-    values, vectors = torch.linalg.eig(hessenberg[:end, :end])
-    top = int(values.abs().argmax())
-    radius = float(values[top].abs())
-    weights = vectors[:, top].real
-    vector = sum(float(c) * q for c, q in zip(weights, basis))
-    assert isinstance(vector, Tensor)
-    sign = 1.0 if float(values[top].real) >= 0 else -1.0
-    others = values.real.tolist()
-    low = min([*others, sign * radius]) if sign < 0 else min(others)
-    high = max([*others, sign * radius]) if sign > 0 else max(others)
-    return Ends(low, high, vector / dot(vector, vector).sqrt())
+        if not model.learn(direction, operator(model.combine(direction))):
+            return Ends(math.nan, math.nan, Memory(model.combine(direction)[None], (math.nan,)))
+    return model.ends()
+
+
+class _Model:
+    """A symmetric operator on an orthonormal basis: exact in the directions tried, remembered in the others, 0 beyond.
+
+    Vectors are on the device; what is small (matrices, coefficients on the basis) is float64 on the host.
+    """
+
+    def __init__(self, start: Tensor | Memory, steps: int, dot: Dot) -> None:
+        vectors = start.vectors if isinstance(start, Memory) else (start / dot(start, start).sqrt())[None]
+        self._dot, self._size = dot, len(vectors)
+        self._basis = vectors.new_empty(self._size + steps, vectors.shape[1])
+        self._basis[: self._size] = vectors
+        values = start.values if isinstance(start, Memory) else (0.0,)
+        self._matrix = torch.diag(torch.tensor(values, dtype=torch.float64))
+        self._remembers = isinstance(start, Memory)
+        self._tried = torch.zeros(0, self._size, dtype=torch.float64)
+        """Unit coefficient vectors, a row each, orthogonal to each other."""
+        self._images = torch.zeros(0, self._size, dtype=torch.float64)
+        """The operator's products with them."""
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """The vector with these coefficients on the basis."""
+        return coefficients.to(self._basis) @ self._basis[: self._size]
+
+    def next_direction(self) -> Tensor | None:
+        """Coefficients of the new part of the dominant eigenvector; of the next, where that one is known."""
+        values, vectors = torch.linalg.eigh(self._matrix)
+        order = values.abs().argsort(descending=True)
+        if not len(self._tried):
+            first = vectors[:, order[0]]
+            other = vectors[:, -1 if values[order[0]] < 0 else 0]
+            start = first if len(values) == 1 else first + OTHER * other
+            return _oriented(start / start.norm())
+        for candidate in vectors[:, order].T:
+            new = candidate - (self._tried @ candidate) @ self._tried
+            if float(new.norm()) > TRIED:
+                new = new - (self._tried @ new) @ self._tried
+                return _oriented(new / new.norm())
+        return None
+
+    def learn(self, direction: Tensor, product: Tensor) -> bool:
+        """Make the model exact along a direction; returns whether the product was finite."""
+        known = self._basis[: self._size]
+        first = self._dot(known, product)
+        product = torch.addmv(product, known.T, first, alpha=-1)
+        second = self._dot(known, product)  # twice is enough
+        product.addmv_(known.T, second, alpha=-1)
+        beta = self._dot(product, product).sqrt()
+        image = torch.cat([first + second, beta[None]]).double().cpu()
+        if not math.isfinite(float(image.norm())):
+            return False
+        if self._remembers and not len(self._tried):
+            self._doubt(direction, image)
+        if float(image[-1]) > BREAKDOWN * max(float(image.norm()), float(self._matrix.abs().max())):
+            self._basis[self._size] = product / beta
+            self._size += 1
+            self._matrix = pad(self._matrix, (0, 1, 0, 1))
+            self._tried, self._images, direction = (pad(t, (0, 1)) for t in (self._tried, self._images, direction))
+        else:
+            image = image[:-1]
+        rest = torch.eye(self._size, dtype=torch.float64) - torch.outer(direction, direction)
+        across = torch.outer(direction, image)
+        own = float(direction @ image) * torch.outer(direction, direction)
+        self._matrix = rest @ self._matrix @ rest + across + across.T - own
+        self._tried = torch.cat([self._tried, direction[None]])
+        self._images = torch.cat([self._images, image[None]])
+        return True
+
+    def _doubt(self, direction: Tensor, image: Tensor) -> None:
+        expected = torch.cat([self._matrix @ direction, torch.zeros(1, dtype=torch.float64)])
+        if float((image - expected).norm()) > TRUST * float(image.norm()):
+            self._matrix = torch.zeros_like(self._matrix)
+
+    def ends(self) -> Ends:
+        """What the products say of the operator, and what is remembered of it.
+
+        The larger end is the norm of A on the directions tried and not its Ritz value: |A y| <= |A| for every unit y, so it
+        is a lower bound too, and a closer one.
+        """
+        square = self._tried @ self._images.T
+        ritz = torch.linalg.eigvalsh((square + square.T) / 2)
+        low, high, norm = float(ritz[0]), float(ritz[-1]), float(torch.linalg.matrix_norm(self._images, 2))
+        low, high = (low, norm) if high >= -low else (-norm, high)
+        return Ends(low, high, self._memory())
+
+    def _memory(self) -> Memory:
+        """The dominant directions, the other end's always among them."""
+        values, vectors = torch.linalg.eigh(self._matrix)
+        order = values.abs().argsort(descending=True)[:KEPT].tolist()
+        other = len(values) - 1 if values[order[0]] < 0 else 0
+        if other not in order:
+            order[-1] = other
+        kept = [self.combine(_oriented(vectors[:, i])) for i in order]
+        return Memory(torch.stack(kept), tuple(float(values[i]) for i in order))
+
+
+def _oriented(coefficients: Tensor) -> Tensor:
+    """With its largest entry positive: ranks whose hosts differ in the last bit must not differ in a sign."""
+    return coefficients * torch.sign(coefficients[coefficients.abs().argmax()])

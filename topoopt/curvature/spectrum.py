@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,17 +15,19 @@ from torch.optim import Optimizer
 
 from topoopt import sharding
 from topoopt.curvature import operator as jacobian
+from topoopt.curvature.arnoldi import arnoldi
 from topoopt.curvature.behaviour import Behaviour, behaviour
 from topoopt.curvature.blackbox import BlackBox
 from topoopt.curvature.coordinatewise import CoordinateWise
 from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
-from topoopt.curvature.lanczos import arnoldi, lanczos
+from topoopt.curvature.lanczos import Memory, lanczos
 from topoopt.curvature.probe import Probe
 from topoopt.curvature.rounding import drowned
 from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
 from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
 Block = Mapping[Tensor, Tensor]
+Start = Tensor | Memory
 FORMS = ("auto", "held", "full", "black box")
 WHENS = ("last", "upcoming")
 FIRST = 10
@@ -45,6 +47,8 @@ BLACK_BOX = (
     "black box: finite differences of the optimizer's own step, tried in float64 where it allows that and without its casts "
     "to 16 bits; spectral radius by Arnoldi"
 )
+NOISE = 1e-3
+"""Share of random directions in a start."""
 KINKS = "products by finite differences, which see the kinks of ReLU networks that autograd does not"
 DROWNED = "{} weights are left out of the finite differences: their gradients are rounding that the rule would amplify"
 
@@ -62,7 +66,8 @@ class SpectralEstimate:
     high: float
     """Highest end."""
     products: int
-    vector: Tensor  # (number of weights,), of shards this rank's part, unit norm: start of the next estimate
+    memory: Memory
+    """What the next estimate starts from: the directions in which this one saw most."""
     engine: str
     """How products were taken."""
     rule: str
@@ -74,6 +79,11 @@ class SpectralEstimate:
     """Size of the probe batch; 0 when it could not be seen."""
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def vector(self) -> Tensor:  # (number of weights,), of shards this rank's part, unit norm
+        """The dominant direction."""
+        return self.memory.vectors[0]
 
 
 class Spectrum:
@@ -89,7 +99,7 @@ class Spectrum:
         self.gradient, self.symmetric = gradient, symmetric
 
     def estimate(
-        self, *, products: int = 8, start: Tensor | None = None, block: Block | None = None, seed: int = 0
+        self, *, products: int = 8, start: Start | None = None, block: Block | None = None, seed: int = 0
     ) -> SpectralEstimate:
         """Estimate r, of all weights or of a block of them, in a fixed number of products."""
         began = time.perf_counter()
@@ -97,16 +107,19 @@ class Spectrum:
         cold = start is None
         count = max(products, min(FIRST, math.ceil(1.25 * products))) if cold else products
         few = [f"{count} products from a cold start: r may read low"] if cold and count < FIRST else []
-        first = self._start(start, mask, seed)
-        run = lanczos if self.symmetric else arnoldi
         before = self.engine.products
-        ends = run(jacobian.restricted(self.apply, mask), first, min(count, self.layout.size), self.layout.dot)
+        operator, steps = jacobian.restricted(self.apply, mask), min(count, self.layout.size)
+        if self.symmetric:
+            ends = lanczos(operator, self._start(start, mask, seed), steps, self.layout.dot)
+        else:
+            vector = start.vectors[0] if isinstance(start, Memory) else start
+            ends = arnoldi(operator, self._vector(vector, mask, seed), steps, self.layout.dot)
         loss = float(self.engine.loss)
         r = max(abs(ends.low), abs(ends.high))
         bad = not (math.isfinite(r) and math.isfinite(loss))
         notes = [*self.notes, *few, *(["the loss or its curvature is not finite"] if bad else [])]
         if isinstance(self.apply, (CoordinateWise, BlackBox)) and block is None and not bad:
-            doubt = self.apply.doubt(ends.vector)
+            doubt = self.apply.doubt(ends.memory.vectors[0])
             bad = doubt > UNKNOWN_FROM
             if doubt > DOUBTED_FROM:
                 notes.append(DOUBTFUL.format(doubt, "r is not known" if bad else "r is as uncertain as that"))
@@ -116,7 +129,7 @@ class Spectrum:
             low=ends.low,
             high=ends.high,
             products=self.engine.products - before,
-            vector=ends.vector,
+            memory=ends.memory,
             engine=self.engine.name,
             rule=self.rule,
             form=self.form,
@@ -131,16 +144,36 @@ class Spectrum:
         masks = [own.get(id(p), torch.zeros_like(p, dtype=torch.bool)) for p in self.layout.parameters]
         return self.layout.flatten([m.to(p.device) for m, p in zip(masks, self.layout.parameters)])
 
-    def _start(self, start: Tensor | None, mask: Tensor | None, seed: int) -> Tensor:
-        """The last vector, or the gradient; with a little noise, so that no direction is shut out for good."""
+    def _start(self, start: Start | None, mask: Tensor | None, seed: int) -> Tensor | Memory:
+        """What was seen last, or a vector; with a little noise, so that no direction is shut out for good."""
+        if not isinstance(start, Memory):
+            return self._vector(start, mask, seed)
+        noise = self._noise(seed)
+        if start.vectors.shape[1] != len(noise):  # the optimizer was given more weights
+            return self._vector(None, mask, seed)
+        seen = start.vectors.to(noise)
+        noise = torch.addmv(noise, seen.T, self.layout.dot(seen, noise), alpha=-1)
+        first = _unit(seen[0] + noise, self.layout.dot)
+        return Memory(torch.cat([first[None], seen[1:]]), start.values)
+
+    def _vector(self, start: Tensor | None, mask: Tensor | None, seed: int) -> Tensor:
+        """The given vector, or the gradient, and the noise."""
         base = self.layout.flatten([0.0 if g is None else g for g in self.gradient])
         if start is not None and start.numel() == base.numel():
             base = start.to(base)
-        noise = sharding.noise_over(self.layout.parameters, seed).to(base)
+        noise = self._noise(seed)
         if mask is not None:
             base, noise = base * mask, noise * mask
-        size, loudness = (self.layout.dot(v, v).sqrt().clamp_min(1e-30) for v in (base, noise))
-        return base / size + 1e-3 * noise / loudness
+        return _unit(base, self.layout.dot) + noise
+
+    def _noise(self, seed: int) -> Tensor:
+        noise = sharding.noise_over(self.layout.parameters, seed)
+        noise = noise.to(self.layout.parameters[0].device, self.layout.dtype)
+        return NOISE * _unit(noise, self.layout.dot)
+
+
+def _unit(vector: Tensor, dot: sharding.Dot) -> Tensor:
+    return vector / dot(vector, vector).sqrt().clamp_min(1e-30)
 
 
 @contextmanager
@@ -182,7 +215,7 @@ def proximity(
     loss: Callable[[], Any],
     *,
     products: int = 8,
-    start: Tensor | None = None,
+    start: Start | None = None,
     engine: str = "auto",
     when: str = "last",
     block: Block | None = None,
@@ -198,7 +231,7 @@ def proximity(
         optimizer: any torch optimizer; its learning rates, state and weight decay enter as they are.
         loss: runs a forward and returns a scalar tensor or an object with `.loss`.
         products: Jacobian products to spend; without `start` a quarter more, up to 10.
-        start: `vector` of an earlier estimate.
+        start: `memory` of an earlier estimate, or a vector.
         engine: "auto", or a name in `engines.ENGINES`.
         when: "last" (preconditioner as it stands) or "upcoming" (as it will stand in the next step, `.grad` taken in).
         block: {parameter: bool mask}: restrict the Jacobian to those weights.
@@ -220,7 +253,7 @@ def proximity(
     options = {"engine": engine, "when": when, "form": form, "seed": seed, "reduce": reduce, "grads": grads}
     with opened(optimizer, loss, model=model, **options) as spectrum:  # type: ignore[arg-type]
         found = spectrum.estimate(products=products, start=start, block=block, seed=seed)
-    return SpectralEstimate(**{**vars(found), "seconds": time.perf_counter() - began})
+    return replace(found, seconds=time.perf_counter() - began)
 
 
 def _spectrum(

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from topoopt import sharding
 from topoopt.curvature.engines import ENGINES, Reduce
+from topoopt.curvature.lanczos import Memory
 from topoopt.curvature.spectrum import FIRST, Block, SpectralEstimate, Spectrum, opened
 from topoopt.errors import ConfigError
 
@@ -31,7 +32,8 @@ class Tracked:
 
     def block(self, block: Block, products: int | None = None) -> SpectralEstimate:
         """r of a block of weights, from the part of the last vector that lies in it."""
-        start, count = self._tracker._vector, products or self._tracker.products
+        memory, count = self._tracker._memory, products or self._tracker.products
+        start = None if memory is None else memory.vectors[0]
         return self.spectrum.estimate(products=count, start=start, block=block, seed=self._tracker.seed)
 
 
@@ -47,8 +49,13 @@ class SpectralTracker:
             raise ConfigError(f"engine={engine!r} is not known: give auto, {', '.join(ENGINES)}")
         self.optimizer, self.products, self.seed = optimizer, products, seed
         self._engine = engine
-        self._vector: Tensor | None = None
+        self._memory: Memory | None = None
         self._count = 0
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether there is an earlier estimate to start from."""
+        return self._memory is not None
 
     @contextmanager
     def open(
@@ -72,23 +79,28 @@ class SpectralTracker:
             return tracked.estimate() if block is None else tracked.block(block)
 
     def _estimate(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
-        count, start = products or self.products, self._vector
+        count, start = products or self.products, self._memory
         if start is not None and self._count % RESTART == 0:
             count, start = max(count, FIRST), None
         found = spectrum.estimate(products=count, start=start, seed=self.seed + self._count)
         self._count += 1
-        self._vector = found.vector if found.r == found.r else None
+        self._memory = found.memory if found.r == found.r else None
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and a tensor (this rank's part of it, where weights are sharded)."""
-        return {"engine": self._engine, "vector": self._vector, "count": self._count, "part": self._part()}
+        memory = (
+            None if self._memory is None else {"vectors": self._memory.vectors, "values": list(self._memory.values)}
+        )
+        return {"engine": self._engine, "memory": memory, "count": self._count, "part": self._part()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
-        self._engine, self._vector, self._count = state["engine"], state["vector"], int(state["count"])
-        if state.get("part") != self._part():  # another rank's part: a cold start is better
-            self._vector = None
+        self._engine, self._count, saved = state["engine"], int(state["count"]), state["memory"]
+        if saved is None or state["part"] != self._part():  # another rank's part: a cold start is better
+            self._memory = None
+        else:
+            self._memory = Memory(saved["vectors"], tuple(saved["values"]))
 
     def _part(self) -> tuple[int, int] | None:
         return sharding.part_of_rank([p for group in self.optimizer.param_groups for p in group["params"]])
