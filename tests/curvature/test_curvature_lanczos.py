@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from topoopt.curvature.arnoldi import arnoldi
-from topoopt.curvature.lanczos import OTHER, Memory, lanczos
+from topoopt.curvature.lanczos import OTHER, SEEN, Memory, lanczos
 
 
 def _rotation(n: int, generator: torch.Generator) -> Tensor:
@@ -54,27 +54,24 @@ def test_arnoldi_finds_the_spectral_radius(n: int, seed: int) -> None:
     assert max(abs(ends.low), abs(ends.high)) == pytest.approx(truth, rel=1e-6)
 
 
-@given(eigenvalues, st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
-def test_no_product_says_more_than_the_matrix_has(values: list[float], seed: int) -> None:
-    """However few the products: the radius is never overestimated, grows with each, and beats the Ritz value."""
+@given(eigenvalues, st.integers(0, 10**6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_few_products_read_low_by_little_or_high_by_less(values: list[float], seed: int, positive: bool) -> None:
+    """Between the norm on the Krylov space, which is a lower bound, and |A|, or 2 / sqrt(3) |A| where A is indefinite."""
     generator = torch.Generator().manual_seed(seed)
     q = _rotation(len(values), generator)
+    values = [abs(v) for v in values] if positive else values
     matrix = (q * torch.tensor(values, dtype=torch.float64)) @ q.T
     start = torch.randn(len(values), generator=generator, dtype=torch.float64)
-    truth, before = float(torch.linalg.matrix_norm(matrix, 2)), 0.0
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
     near = 1e-7 * truth + 1e-30
     for steps in range(1, len(values) + 1):
         ends = lanczos(lambda v: matrix @ v, start, steps)
         radius = max(abs(ends.low), abs(ends.high))
-        assert before - near <= radius <= truth + near
-        krylov = torch.linalg.qr(torch.stack([torch.linalg.matrix_power(matrix, i) @ start for i in range(steps)], 1))[
-            0
-        ]
-        ritz = torch.linalg.eigvalsh(krylov.T @ matrix @ krylov)
+        assert radius <= truth * (1 if positive else 2 / math.sqrt(3)) + near
+        powers = torch.stack([torch.linalg.matrix_power(matrix, i) @ start for i in range(steps)], 1)
         if steps <= 3:  # powers of a matrix are a good basis of so small a space alone
-            assert radius >= float(ritz.abs().max()) - 1e-4 * truth
-        before = radius
+            assert radius >= float(torch.linalg.matrix_norm(matrix @ torch.linalg.qr(powers)[0], 2)) - 1e-4 * truth
 
 
 def test_the_next_start_is_better_than_the_ritz_vector() -> None:
@@ -92,8 +89,8 @@ def test_the_next_start_is_better_than_the_ritz_vector() -> None:
 
 @given(eigenvalues, st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
-def test_no_memory_makes_an_estimate_too_large(values: list[float], seed: int, kept: int, steps: int) -> None:
-    """However wrong what is remembered is: the products alone are what is reported, and with all of them it is exact."""
+def test_no_memory_makes_an_estimate_much_too_large(values: list[float], seed: int, kept: int, steps: int) -> None:
+    """However wrong what is remembered is: by 15 % at most, and with all products the estimate is exact."""
     generator = torch.Generator().manual_seed(seed)
     n = len(values)
     matrix = (q := _rotation(n, generator)) * torch.tensor(values, dtype=torch.float64) @ q.T
@@ -102,7 +99,7 @@ def test_no_memory_makes_an_estimate_too_large(values: list[float], seed: int, k
     truth = torch.linalg.eigvalsh(matrix)
     size = float(truth.abs().max())
     few = lanczos(lambda v: matrix @ v, wrong, min(steps, n))
-    assert max(abs(few.low), abs(few.high)) <= size * (1 + 1e-7) + 1e-12
+    assert max(abs(few.low), abs(few.high)) <= size * (1 + 1e-7) / math.sqrt(SEEN) + 1e-12
     every = lanczos(lambda v: matrix @ v, wrong, 3 * n)
     assert every.low == pytest.approx(float(truth[0]), abs=1e-4 * size + 1e-12)
     assert every.high == pytest.approx(float(truth[-1]), abs=1e-4 * size + 1e-12)

