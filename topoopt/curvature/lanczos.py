@@ -144,11 +144,11 @@ class _Model:
     def ends(self) -> Ends:
         """What the products say of the operator, and what is remembered of it.
 
-        The ends are those of the model, over eigenvectors that lie in the directions tried by `SEEN`. That takes the part of
-        the last products outside these directions into account, as perturbation theory does to second order: on networks the
-        error is between half and a tenth of the Ritz value's. It is at most |A| / sqrt(SEEN), 15 % too large, whatever was remembered; where
-        A >= 0 and nothing was, it is a lower bound. The larger end is at least the norm of A on the directions tried, which
-        is a lower bound always.
+        The ends are those of the model, over its eigenvectors x that lie in the directions tried, T, by |T x|^2 >= `SEEN`. So
+        what the products showed outside these directions is taken into account, to second order: on networks the error is
+        between half and a tenth of the Ritz value's. It reads at most |A| / sqrt(SEEN), 15 % too large, whatever was
+        remembered, since value |T x|^2 = (T x)' (A T)' x <= |T x| |A|; where A >= 0 and nothing was, it is a lower bound. The
+        larger end is at least the norm of A on the directions tried, which is a lower bound always.
         """
         values, vectors = torch.linalg.eigh(self._matrix)
         square = self._tried @ self._images.T
