@@ -110,31 +110,35 @@ class _Model:
 
     def learn(self, direction: Tensor, product: Tensor) -> bool:
         """Make the model exact along a direction; returns whether the product was finite."""
-        known = self._basis[: self._size]
-        first = self._dot(known, product)
-        product = torch.addmv(product, known.T, first, alpha=-1)
-        second = self._dot(known, product)  # twice is enough
-        product.addmv_(known.T, second, alpha=-1)
-        beta = self._dot(product, product).sqrt()
-        image = torch.cat([first + second, beta[None]]).double().cpu()
+        image, beyond = self._split(product)
         if not math.isfinite(float(image.norm())):
             return False
         if self._remembers and not len(self._tried):
             self._doubt(direction, image)
         if float(image[-1]) > BREAKDOWN * max(float(image.norm()), float(self._matrix.abs().max())):
-            self._basis[self._size] = product / beta
+            self._basis[self._size] = beyond / image[-1].to(beyond)
             self._size += 1
             self._matrix = pad(self._matrix, (0, 1, 0, 1))
             self._tried, self._images, direction = (pad(t, (0, 1)) for t in (self._tried, self._images, direction))
         else:
             image = image[:-1]
+        self._tried = torch.cat([self._tried, direction[None]])
+        self._images = torch.cat([self._images, image[None]])
         rest = torch.eye(self._size, dtype=torch.float64) - torch.outer(direction, direction)
         across = torch.outer(direction, image)
         own = float(direction @ image) * torch.outer(direction, direction)
         self._matrix = rest @ self._matrix @ rest + across + across.T - own
-        self._tried = torch.cat([self._tried, direction[None]])
-        self._images = torch.cat([self._images, image[None]])
         return True
+
+    def _split(self, product: Tensor) -> tuple[Tensor, Tensor]:
+        """Its coefficients on the basis, and last the length of what lies beyond it; and that."""
+        known = self._basis[: self._size]
+        first = self._dot(known, product)
+        beyond = torch.addmv(product, known.T, first, alpha=-1)
+        second = self._dot(known, beyond)  # twice is enough
+        beyond.addmv_(known.T, second, alpha=-1)
+        length = self._dot(beyond, beyond).sqrt()
+        return torch.cat([first + second, length[None]]).double().cpu(), beyond
 
     def _doubt(self, direction: Tensor, image: Tensor) -> None:
         expected = torch.cat([self._matrix @ direction, torch.zeros(1, dtype=torch.float64)])
