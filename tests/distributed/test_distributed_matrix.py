@@ -66,7 +66,7 @@ def one_run(rank, world, kind, name, how="bare", factors=None, **options):
         settings = {"every": plain.EVERY, "budget": None, "homology": 0, "products": 3, "per_group": False, **options}
         topo = plain.TopoOptimizer(base, wrapped, loss=lambda: criterion(wrapped(x), y), **settings)
     elif factors is not None:
-        scale_by(base, iter(factors))
+        plain.scale_by(base, iter(factors))
 
     def note(_):
         seen.append(topo is not None and topo.measured)
@@ -78,37 +78,17 @@ def one_run(rank, world, kind, name, how="bare", factors=None, **options):
     return pieces(model, base), taken, "" if topo is None else trouble(topo, name, seen)
 
 
-def scale_by(optimizer, factors):
-    """Put one factor on each step's rates, as a user would by hand."""
-
-    def put_on(optimizer, args, kwargs):
-        factor = next(factors)
-        for group in optimizer.param_groups:
-            group["user_lr"], group["lr"] = group["lr"], group["lr"] * factor
-
-    def take_off(optimizer, args, kwargs):
-        for group in optimizer.param_groups:
-            group["lr"] = group.pop("user_lr")
-
-    optimizer.register_step_pre_hook(put_on)
-    optimizer.register_step_post_hook(take_off)
-
-
 def trouble(topo, name, seen):
     """What is wrong with the measurements of a run, or nothing."""
     import test_integrations_matrix as plain
 
-    last = topo.last
-    topo.detach()
-    if [step for step, measured in enumerate(seen) if measured] != list(range(0, plain.STEPS, plain.EVERY)):
-        return f"measured at {seen}"
-    if not last.groups:
-        return f"no groups: {last.skipped}"
-    without = name in plain.WITHOUT_SPECTRAL
-    if ("spectral" in last.skipped) != without:
-        return f"r: {last.skipped}"
-    faults = {key for key in last.counts if key.startswith("fault/")} - ({"fault/spectral"} if without else set())
-    return f"faults: {faults}" if faults else ""
+    try:
+        plain.assert_well_measured(topo, name, seen)
+    except AssertionError as error:
+        return str(error)
+    finally:
+        topo.detach()
+    return ""
 
 
 def all_of(rank, world, kind):

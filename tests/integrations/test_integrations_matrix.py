@@ -148,6 +148,22 @@ def wrap(optimizer, model, batches, **options):
     return TopoOptimizer(optimizer, model, loss=lambda: criterion(model(x), y), **settings)
 
 
+def scale_by(optimizer, factors):
+    """Put one factor on each step's rates, as a user would by hand."""
+
+    def put_on(optimizer, args, kwargs):
+        factor = next(factors)
+        for group in optimizer.param_groups:
+            group["user_lr"], group["lr"] = group["lr"], group["lr"] * factor
+
+    def take_off(optimizer, args, kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("user_lr")
+
+    optimizer.register_step_pre_hook(put_on)
+    optimizer.register_step_post_hook(take_off)
+
+
 def assert_same_run(a, b):
     """Compare weights and optimizer state bit for bit."""
     (model_a, optimizer_a), (model_b, optimizer_b) = a, b
@@ -175,13 +191,18 @@ def check_report(name, *, scheduler="none", wrapper="plain", through="facade"):
     stepped = topo if through == "facade" else base
     train(model, stepped, batches, SCHEDULERS[scheduler](stepped), wrapper, lambda _: seen.append(topo.measured))
     assert_same_run((bare_model, bare), (model, base))
+    assert_well_measured(topo, name, seen)
+    topo.detach()
+
+
+def assert_well_measured(topo, name, seen):
+    """The steps that were due are measured, r is there where it is defined, and nothing failed on the way."""
     assert [step for step, measured in enumerate(seen) if measured] == list(range(0, STEPS, EVERY))
     assert topo.last is not None
     assert topo.last.groups, topo.last.skipped
     faults = {key for key in topo.last.counts if key.startswith("fault/")}
     assert faults <= ({"fault/spectral"} if name in WITHOUT_SPECTRAL else set()), topo.last.skipped
     assert ("spectral" in topo.last.skipped) == (name in WITHOUT_SPECTRAL), topo.last.skipped
-    topo.detach()
 
 
 def test_the_matrix_holds_every_class():
@@ -218,19 +239,7 @@ def test_steering_is_the_bare_run_with_its_factors(name, scheduler, through):
     assert any(factor != 1.0 for factor in factors), topo.last
 
     bare_model, bare, batches = setting(name)
-    remaining = iter(factors)
-
-    def put_on(optimizer, args, kwargs):
-        factor = next(remaining)
-        for group in optimizer.param_groups:
-            group["user_lr"], group["lr"] = group["lr"], group["lr"] * factor
-
-    def take_off(optimizer, args, kwargs):
-        for group in optimizer.param_groups:
-            group["lr"] = group.pop("user_lr")
-
-    bare.register_step_pre_hook(put_on)
-    bare.register_step_post_hook(take_off)
+    scale_by(bare, iter(factors))
     train(bare_model, bare, batches, SCHEDULERS[scheduler](bare))
     assert_same_run((bare_model, bare), (model, base))
 

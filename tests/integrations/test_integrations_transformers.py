@@ -284,6 +284,35 @@ def test_model_init(make_trainer):
     assert_no_faults(callback)
 
 
+def test_hyperparameter_search(make_trainer):
+    """Every trial is a training of its own: measured from its first step, with its own rates, and nothing left behind."""
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seen = []
+    callback = TopoCallback(sinks=[lambda m: seen.append((m.step, m.lr[0], m.r_spec))], **OPTIONS)
+    trainer = make_trainer(
+        callback,
+        trainer={"model_init": lambda trial=None: bert()},
+        eval_strategy="epoch",
+        save_strategy="steps",
+        save_steps=3,
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [1e-3, 2e-2])},
+        compute_objective=lambda metrics: metrics["eval_loss"],
+        backend="optuna",
+        n_trials=2,
+        direction="minimize",
+        sampler=optuna.samplers.BruteForceSampler(seed=0),
+    )
+    assert best.hyperparameters["learning_rate"] in (1e-3, 2e-2)
+    assert [step for step, _, _ in seen] == [0, 2, 4, 0, 2, 4]
+    assert {seen[0][1], seen[3][1]} == {1e-3, 2e-2}
+    for (_, lr, r), (_, other_lr, other_r) in zip(seen[:1], seen[3:4]):  # the same model and batch, at two rates
+        assert r / lr == pytest.approx(other_r / other_lr, rel=0.05)
+    assert len(innermost(trainer.optimizer)._optimizer_step_pre_hooks) == 0
+
+
 def test_lora(make_trainer):
     peft = pytest.importorskip("peft")
 

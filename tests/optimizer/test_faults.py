@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch.optim import ASGD, LBFGS, SGD, Rprop
+from torch.optim import ASGD, LBFGS, SGD, Adam, Rprop
 from training_problems import Problem, same
 
 from topoopt import Measurement, Phase
@@ -90,6 +90,31 @@ def test_a_steering_fault_gives_the_users_rate_back(wrap, train) -> None:
     assert scales == [0.5, 0.5, 1.0, 1.0, 1.0]
     assert topo.param_groups[0]["lr"] == 0.1
     assert topo.last is not None
+
+
+@pytest.mark.parametrize("how", ["facade", "positional", "keyword"])
+def test_gradients_that_a_closure_will_replace_are_not_read(problem: Problem, wrap, how: str) -> None:
+    """What lies in .grad before a step with a closure is the last step's: the probe's own gradient stands in, and is named."""
+    base = Adam(problem.model.parameters(), lr=0.01)
+    topo = wrap(base, problem, every=1)
+
+    def closure() -> torch.Tensor:
+        base.zero_grad()
+        loss = problem.loss()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        if how == "facade":
+            topo.step(closure)
+        elif how == "positional":
+            base.step(closure)
+        else:
+            base.step(closure=closure)
+        assert topo.last is not None
+        assert any("gradient is the probe's, which was asked for" in note for note in topo.last.notes)
+        for p in problem.model.parameters():
+            p.grad = torch.full_like(p, 1e6)  # of no step
 
 
 def test_a_step_that_raises_leaves_the_rate_as_it_was(problem: Problem, wrap, train) -> None:
