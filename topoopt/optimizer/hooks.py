@@ -29,35 +29,35 @@ def innermost(optimizer: Optimizer) -> Optimizer:
         optimizer = inner
 
 
+Hook = Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]
+
+
+def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the step that a hook was called for has a closure; args[0] is the optimizer."""
+    return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
+
+
 class StepHooks:
-    """Calls `before(closure_given)` and `after()` around every step of `base`.
+    """Calls `before` and `after` around every step of `base`, as torch calls hooks.
 
     Raises:
         ConfigError: when another live topoopt is attached to `base`: two factors on one rate would corrupt it.
     """
 
-    def __init__(self, base: Optimizer, before: Callable[[bool], None], after: Callable[[], None]) -> None:
+    def __init__(self, base: Optimizer, before: Hook, after: Hook) -> None:
         attached = getattr(base, _MARK, None)
         if attached is not None and attached() is not None:
             raise ConfigError(
                 f"this {type(base).__name__} is already measured by a TopoOptimizer: use that one, or call its "
                 "detach() first"
             )
-        self._before, self._after = before, after
         self._base = base
         # Compiled optimizer steps must not trace into measuring; disabled hooks cost one graph break, not a recompile.
         self._handles = [
-            base.register_step_pre_hook(untraced(self._pre)),
-            base.register_step_post_hook(untraced(self._post)),
+            base.register_step_pre_hook(untraced(before)),
+            base.register_step_post_hook(untraced(after)),
         ]
         setattr(base, _MARK, weakref.ref(self))
-
-    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        self._before(callable(closure))
-
-    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._after()
 
     def remove(self) -> None:
         """Take the hooks off; the optimizer is as it was before."""

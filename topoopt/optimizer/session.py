@@ -16,6 +16,7 @@ from topoopt.measurement import Measurement
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer import distributed
 from topoopt.optimizer.faults import Faults
+from topoopt.optimizer.hooks import has_closure
 from topoopt.optimizer.observer import Before, Observer
 from topoopt.optimizer.pacing import Pacing
 from topoopt.optimizer.rate import RateScaler, host_rates, peak_rate, read_rates
@@ -58,9 +59,12 @@ class Session:
 
     # -- around a step -----------------------------------------------------------------------------------------------
 
-    def before_step(self, closure_given: bool) -> None:
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook: measure what must be seen before the step, decide the factor, put it on."""
         self.measured, self._pending, self.lr_scale = False, None, 1.0
+        if not self.steers and not self.pacing.candidate(self.step):
+            return  # an ordinary step, on which every microsecond counts
+        closure_given = has_closure(args, kwargs)
         if self.rate.applied:  # the last step raised before its post-hook could run
             self.rate.restore()
             self.faults.counts["step_raised"] += 1
@@ -76,8 +80,13 @@ class Session:
             reason = self.faults.note("steering" if self.steers else "measuring", error)
             self.steering.release(reason)
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Post-hook: take the factor off, measure what the step did, tell the sinks."""
+        if self._pending is not None or self.steers:
+            self._finish_step()
+        self.step += 1
+
+    def _finish_step(self) -> None:
         self.rate.restore()
         pending, self._pending = self._pending, None
         try:
@@ -89,7 +98,6 @@ class Session:
         except Exception as error:
             self.faults.note("measuring", error)
             self.pacing.postpone(self.step)
-        self.step += 1
 
     def _due(self) -> bool:
         if not self.pacing.candidate(self.step) or distributed.any_rank(self._overflowed()):
