@@ -1,24 +1,21 @@
-"""What measuring costs at the default budget: whole runs with and without a `TopoOptimizer`, side by side.
+"""What measuring costs at the default budget: one training whose stretches run with and without topoopt in turn.
 
-The demo's network on digits, and a small GPT-2 on text. Both runs of a pair go on at the same time, each on a core of its own
-with all that it starts (homology's process included), and change places in the next pair: a machine whose speed drifts is
-the same for both. Printed are medians: of the share by the wrapper's own account, of wall time, and of CPU time.
+The demo's network on digits, and a small GPT-2 on text. Both kinds of stretch are of the same process, the same weights and
+the same place in memory, which alone make whole runs differ by one or two per cent; the wrapper's clock stands still while
+its hooks are off, so that its budget is that of the stretches in which they are on. Discovery is left out, homology is not.
 
-    python benchmarks/cost.py [--pairs 6] [--seconds 40]
+    python benchmarks/cost.py [--seconds 60] [--repeats 3]
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
-import math
-import os
-import resource
-import subprocess
-import sys
+import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -64,112 +61,95 @@ def gpt2() -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
     return model, lambda: model(input_ids=batch, labels=batch).loss, shuffle
 
 
-MODELS: dict[str, tuple[str, Setup]] = {"mlp": ("demo's MLP", demo), "gpt2": ("GPT-2, 2 x 64", gpt2)}
+MODELS: dict[str, tuple[str, int, Setup]] = {"mlp": ("demo's MLP", 1000, demo), "gpt2": ("GPT-2, 2 x 64", 50, gpt2)}
+"""Title, steps of a stretch, and what is trained."""
 
 
-def train(setup: Setup, steps: int, wrapped: bool) -> dict[str, float]:
-    """Seconds of the loop without discovery, and the wrapper's own account of what measuring took."""
+class Clock:
+    """Seconds of the stretches in which it ran."""
+
+    def __init__(self) -> None:
+        self._gone, self._since = 0.0, time.perf_counter()
+
+    def __call__(self) -> float:
+        return self._gone + time.perf_counter() - self._since
+
+    def stop(self) -> None:
+        self._gone = self()
+
+    def go_on(self) -> None:
+        self._since = time.perf_counter()
+
+
+@dataclass
+class Run:
+    """Seconds of both kinds of stretch, and the wrapper's own account."""
+
+    bare: float
+    measured: float
+    steps: int
+    share: float
+    count: int
+
+
+def alternate(setup: Setup, length: int, seconds: float) -> Run:
+    """Train for so long, half of the time bare; which kind comes first in each pair of stretches is drawn."""
     model, loss, shuffle = setup()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    topo = TopoOptimizer(optimizer, model, loss=loss) if wrapped else None
-    began = time.perf_counter()
-    for _ in range(steps):
-        shuffle()
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    seconds = time.perf_counter() - began
-    if topo is None:
-        return {"wall": seconds, "setup": 0.0, "share": 0.0, "count": 0}
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def stretch(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            shuffle()
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+        return time.perf_counter() - began
+
+    stretch(length)
+    topo, clock = TopoOptimizer(optimizer, model, loss=loss), Clock()
+    topo._session.pacing._clock = clock
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    on = {kind: getattr(optimizer, kind) for kind in kinds}
+    spent, steps, order = {"bare": 0.0, "measured": 0.0}, 0, random.Random(0)
+    while sum(spent.values()) < seconds:
+        for kind in order.sample(list(spent), 2):
+            for name, hooks in on.items():
+                setattr(optimizer, name, OrderedDict() if kind == "bare" else hooks)
+            if kind == "measured":
+                clock.go_on()
+            spent[kind] += stretch(length)
+            if kind == "measured":
+                clock.stop()
+        steps += length
+    for name, hooks in on.items():
+        setattr(optimizer, name, hooks)
     account = topo.topo_state_dict()["pacing"]
+    measured = spent["measured"] - topo.setup_seconds
     topo.detach()
-    return {
-        "wall": seconds - topo.setup_seconds,
-        "setup": topo.setup_seconds,
-        "share": account["spent"] / account["wall"],
-        "count": account["taken"],
-    }
-
-
-def child(name: str, steps: int, wrapped: bool) -> None:
-    """Print one run's figures; CPU time is that of its loop and of every process it started, discovery left out."""
-    torch.set_num_threads(1)
-    train(MODELS[name][1], 20, False)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    found = train(MODELS[name][1], steps, wrapped)
-    after, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({**found, "cpu": own + others.ru_utime + others.ru_stime - found["setup"]}))
-
-
-def start(name: str, steps: int, wrapped: bool, core: int) -> subprocess.Popen[str]:
-    """Start a run on one core."""
-    command = [sys.executable, __file__, "--child", name, "--steps", str(steps), *(["--wrapped"] if wrapped else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    os.sched_setaffinity(process.pid, [core])
-    return process
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Wait for a run and read its figures."""
-    text, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"a run failed with status {process.returncode}")
-    return json.loads(text.splitlines()[-1])
-
-
-def compare(name: str, steps: int, pairs: int) -> dict[str, Any]:
-    """Ratios of the runs with over those without, each the geometric mean of two pairs that changed places."""
-    one, other = sorted(os.sched_getaffinity(0))[:2]
-    seen: list[dict[str, float]] = []
-    logs: dict[str, list[float]] = {"wall": [], "cpu": []}
-    for turn in range(pairs):
-        first, second = (one, other) if turn % 2 == 0 else (other, one)
-        bare, measured = map(finish, (start(name, steps, False, first), start(name, steps, True, second)))
-        seen.append(measured)
-        for key, rows in logs.items():
-            rows.append(math.log(measured[key] / bare[key]))
-    swapped = {key: [math.exp((a + b) / 2) for a, b in zip(rows[::2], rows[1::2])] for key, rows in logs.items()}
-    return {
-        "count": median(run["count"] for run in seen),
-        "share": median(run["share"] for run in seen),
-        **{key: median(ratios) for key, ratios in swapped.items()},
-    }
+    return Run(spent["bare"], measured, steps, account["spent"] / account["wall"], int(account["taken"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=6, help="an even number")
-    parser.add_argument("--seconds", type=float, default=40.0, help="length of one run, about")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a whole training, about")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(MODELS))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--wrapped", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        return child(options.child, options.steps, options.wrapped)
-    if len(os.sched_getaffinity(0)) < 2:
-        raise SystemExit("two runs side by side need two cores")
     torch.set_num_threads(1)
-    print(
-        "| model | steps | measurements | share by its own account | wall time against bare | CPU time against bare |"
-    )
-    print("|---|--:|--:|--:|--:|--:|")
+    print("| model | steps | measurements | share by its own account | time against bare |\n|---|--:|--:|--:|--:|")
     for name in options.only:
-        title, setup = MODELS[name]
-        steps = max(100, int(options.seconds / train(setup, 200, False)["wall"] * 200))
-        found = compare(name, steps, options.pairs)
+        title, length, setup = MODELS[name]
+        runs = [alternate(setup, length, options.seconds) for _ in range(options.repeats)]
+        ratios = sorted(run.measured / run.bare for run in runs)
         cells = (
             title,
-            steps,
-            f"{found['count']:g}",
-            f"{found['share']:.2%}",
-            f"{found['wall']:.4f}",
-            f"{found['cpu']:.4f}",
+            f"{median(run.steps for run in runs):g}",
+            f"{median(run.count for run in runs):g}",
+            f"{median(run.share for run in runs):.2%}",
+            f"{median(ratios):.4f} ({ratios[0]:.4f} to {ratios[-1]:.4f})",
         )
-        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-    return None
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_a_steering_fault_gives_the_users_rate_back(wrap, train) -> None:
 
 @pytest.mark.parametrize("how", ["facade", "positional", "keyword"])
 def test_gradients_that_a_closure_will_replace_are_not_read(problem: Problem, wrap, how: str) -> None:
-    """What lies in .grad before a step with a closure is the last step's: the probe's own gradient stands in, and is named."""
+    """What lies in .grad before a step with a closure is the last step's: the probe's own stands in, and is named."""
     base = Adam(problem.model.parameters(), lr=0.01)
     topo = wrap(base, problem, every=1)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topoopt.optimizer.pacing import Pacing
+from topoopt.optimizer.pacing import AFTERMATH, Pacing
 
 
 class Clock:
@@ -78,7 +78,7 @@ def test_setup_is_no_measuring() -> None:
     assert pacing.wall == 0.0
     clock.now += 10.0
     pacing.measured(0, 1.0)
-    assert pacing.share == pytest.approx(0.1)
+    assert pacing.share == pytest.approx(0.1 * (1 + AFTERMATH))
 
 
 def test_the_account_survives_a_resume() -> None:
