@@ -28,8 +28,31 @@ def _announce(rank, world):
     sys.path.insert(0, INTEGRATIONS)
 
 
-def by_trainer(rank, world, folder):
+def _shard_on_the_host():
+    """Let accelerate shard (FSDP2) in processes without accelerators: its own preparation, which it keeps for those."""
+    import accelerate
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    start = accelerate.Accelerator.__init__
+
+    def sharding(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+
+    accelerate.Accelerator.__init__ = sharding
+
+
+def whole(p):
+    """A parameter's values, gathered."""
+    return (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+
+
+def by_trainer(rank, world, folder, sharded):
     _announce(rank, world)
+    if sharded:
+        _shard_on_the_host()
     from test_integrations_transformers import bert, rows
     from transformers import Trainer, TrainingArguments
 
@@ -60,7 +83,7 @@ def by_trainer(rank, world, folder):
         "seen": seen,
         "last": (last.step, last.r_spec, last.r_pair, last.lr_scale, dict(last.skipped)),
         "groups": list(last.groups),
-        "weights": [p.detach().clone() for p in trainer.model.parameters()],
+        "weights": [whole(p) for p in trainer.model.parameters()],
         "files": sorted(p.name for p in Path(folder).glob("checkpoint-3/topoopt_*")),
     }
 
@@ -76,8 +99,10 @@ class Scored(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.layers(x), y)}
 
 
-def by_accelerate(rank, world, how):
+def by_accelerate(rank, world, how, sharded):
     _announce(rank, world)
+    if sharded:
+        _shard_on_the_host()
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -106,14 +131,16 @@ def by_accelerate(rank, world, how):
         "kind": type(model).__name__,
         "factors": factors,
         "last": (topo.last.step, topo.last.r_spec, topo.last.r_pair, dict(topo.last.skipped)),
-        "weights": [p.detach().clone() for p in model.parameters()],
+        "weights": [whole(p) for p in model.parameters()],
     }
 
 
-def test_trainer(launch, tmp_path):
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_trainer(launch, tmp_path, sharded):
     pytest.importorskip("transformers")
-    first, second = launch(by_trainer, 2, str(tmp_path / "out"))
-    assert first["kind"] == second["kind"] == "DistributedDataParallel"
+    first, second = launch(by_trainer, 2, str(tmp_path / "out"), sharded)
+    assert first["kind"] == second["kind"]
+    assert first["kind"].startswith("FSDP" if sharded else "DistributedDataParallel")
     assert first["last"] == second["last"]
     assert first["last"][0] == 4
     assert "spectral" not in first["last"][4], first["last"]
@@ -127,9 +154,16 @@ def test_trainer(launch, tmp_path):
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_accelerate(launch, how):
     pytest.importorskip("accelerate")
-    first, second = launch(by_accelerate, 2, how)
-    assert first["kind"] == "DistributedDataParallel"
-    assert first["factors"] == second["factors"]
-    assert any(factor != 1.0 for factor in first["factors"])
-    assert first["last"] == second["last"]
-    assert all(torch.equal(p, q) for p, q in zip(first["weights"], second["weights"]))
+    runs = {}
+    for sharded, kind in ((False, "DistributedDataParallel"), (True, "FSDP")):
+        first, second = launch(by_accelerate, 2, how, sharded)
+        assert first["kind"].startswith(kind)
+        assert first["factors"] == second["factors"]
+        assert any(factor != 1.0 for factor in first["factors"])
+        assert first["last"] == second["last"]
+        assert all(torch.equal(p, q) for p, q in zip(first["weights"], second["weights"]))
+        runs[sharded] = first
+    assert runs[True]["factors"] == pytest.approx(
+        runs[False]["factors"], rel=1e-2
+    )  # finite differences beside exact products
+    assert runs[True]["last"][1:3] == pytest.approx(runs[False]["last"][1:3], rel=1e-2)
