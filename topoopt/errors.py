@@ -9,6 +9,10 @@ class ConfigError(TopoError, ValueError):
     """A setting or an argument that cannot work."""
 
 
+class PartitionedError(ConfigError):
+    """The optimizer or the model holds flat partitions of the weights, in which no neuron is whole."""
+
+
 class DiscoveryError(TopoError, RuntimeError):
     """The model's neurons could not be found, with the cause."""
 

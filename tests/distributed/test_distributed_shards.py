@@ -8,7 +8,7 @@ from torch import nn
 
 from topoopt import TopoOptimizer, sharding
 from topoopt.curvature import SpectralTracker, proximity
-from topoopt.errors import ConfigError
+from topoopt.errors import ConfigError, PartitionedError
 
 STEPS = 2
 THROUGH_GRAD = "finite differences through .grad"
@@ -158,7 +158,7 @@ def test_parts_measure_what_the_whole_does(launch, world, kinds):
 
 def refusals(rank, world):
     """What is said where products cannot be formed: another engine, weights run in 16 bits; r_field; a start of old."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 
     said = {}
     for name, policy in (("plain", MixedPrecisionPolicy()), ("bf16", MixedPrecisionPolicy(param_dtype=torch.bfloat16))):
@@ -181,6 +181,11 @@ def refusals(rank, world):
     memory = {"vectors": torch.ones(1, 3), "values": [1.0]}
     tracker.load_state_dict({**state, "memory": memory, "part": (rank, world + 1)})
     said["kept"] = tracker.state_dict()["memory"]
+    flat = FullyShardedDataParallel(network()[0], device_id=torch.device("cpu"))
+    try:
+        TopoOptimizer(torch.optim.SGD(flat.parameters(), lr=0.1), flat)
+    except PartitionedError as error:
+        said["flat"] = str(error)
     try:
         proximity(optimizer, loss, engine="double backward", model=model)
     except ConfigError as error:
@@ -200,4 +205,5 @@ def test_what_shards_do_not_allow_is_said(launch):
         assert groups
         assert "rounding of torch.bfloat16" in skipped["spectral"]
         assert said["kept"] is None
+        assert "FSDP1" in said["flat"]
         assert "does not see sharded weights" in said["engine"]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 accelerate = pytest.importorskip("accelerate")
 
 from topoopt import TopoOptimizer  # noqa: E402
-from topoopt.errors import ConfigError  # noqa: E402
+from topoopt.errors import ConfigError, PartitionedError  # noqa: E402
 from topoopt.integrations.accelerate import LogSink, attach  # noqa: E402
 
 OPTIONS = {"every": 2, "budget": None, "homology": 0, "per_group": False, "products": 3}
@@ -97,6 +97,20 @@ def test_settings_are_given_once():
     model, optimizer, _, _, _ = setting(accelerator, "before")
     with pytest.raises(ConfigError, match="settings of its own"):
         attach(accelerator, optimizer, model, every=3)
+
+
+def test_deepspeed_is_named():
+    """Stand-ins with the names by which accelerate's and DeepSpeed's own objects are known."""
+    zero = type("DeepSpeedZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage3"})()
+    model = Scored()
+
+    class Prepared(torch.optim.SGD):
+        optimizer = None
+
+    prepared = Prepared(model.parameters(), lr=0.1)
+    prepared.optimizer = zero
+    with pytest.raises(PartitionedError, match="DeepSpeed steps flat partitions"):
+        attach(accelerate.Accelerator(cpu=True), prepared, model)
 
 
 @pytest.mark.parametrize("how", ["before", "after"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,30 +97,42 @@ def test_tensorboard_holds_every_measurement(tmp_path, make):
     assert "topo/phase_name/text_summary" in tags
 
 
-def test_trackio_holds_every_measurement(tmp_path, make, monkeypatch):
-    trackio = pytest.importorskip("trackio")
-    from topoopt.integrations.trackio import TrackioSink
+TRACKIO = """
+import json, sys
+import trackio
+from trackio.sqlite_storage import SQLiteStorage
+sys.path.insert(0, sys.argv[1])
+from conftest import measurement
+from topoopt.integrations.trackio import TrackioSink
+from topoopt.measurement import Phase
+run = trackio.init(project="topo", name="theirs", embed=False, auto_log_cpu=False, auto_log_gpu=False)
+sink = TrackioSink(run, images=0.0, layers=1)
+for step in range(3):
+    sink(measurement(step, phase=Phase.PERMISSIVE))
+sink.close()
+run.log({"still": 1.0})  # the run is the caller's, and goes on
+run.finish()
+rows = SQLiteStorage.get_logs("topo", "theirs")
+print(json.dumps({"dropped": sink.dropped, "faults": sink.faults, "rows": rows}, default=str))
+"""
 
-    class Run:
-        """trackio's own run wants a local server; what is sent to it is what is tested here."""
 
-        def __init__(self):
-            self.rows, self.finished = [], False
-
-        def log(self, metrics, step=None):
-            self.rows.append((step, metrics))
-
-        def finish(self):
-            self.finished = True
-
-    run = Run()
-    sink = TrackioSink(run, images=None)
-    for step in range(3):
-        sink(make(step))
-    sink.close()
-    assert (sink.dropped, sink.faults) == (0, 0)
-    assert [step for step, _ in run.rows] == [0, 1, 2, 2]
-    assert run.rows[1][1]["topo/proximity"] == 1.5
-    assert "topo/eta_star_high/0" not in run.rows[0][1]  # infinite
-    assert isinstance(run.rows[-1][1]["topo/layers"], trackio.Table)
-    assert not run.finished
+def test_trackio_holds_every_measurement(tmp_path):
+    """Read back from its own data base; in a process of its own, since trackio settles its folder when it is imported."""
+    pytest.importorskip("trackio")
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TRACKIO, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert (found["dropped"], found["faults"]) == (0, 0)
+    rows = {}
+    for row in found["rows"]:
+        rows[row["step"]] = rows.get(row["step"], {}) | row
+    assert [rows[step]["topo/proximity"] for step in range(3)] == [0.5, 1.5, 2.5]
+    assert all(rows[step]["topo/phase_name"] == "permissive" for step in range(3))
+    assert "topo/eta_star_high/0" not in rows[0]  # infinite
+    assert rows[0]["topo/layer.0/diagram"]["_type"] == "trackio.image"
+    assert "topo/layer.0/diagram" not in rows[1]  # the same homology is not drawn again
+    assert len(rows[2]["topo/layers"]["_value"]) == 2
+    assert found["rows"][-1]["still"] == 1.0

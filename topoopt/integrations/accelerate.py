@@ -54,6 +54,7 @@ def attach(
         **options: fields of `TopoConfig`.
 
     Raises:
+        PartitionedError: under DeepSpeed and FSDP1, which keep no neuron whole.
         ConfigError: for arguments that cannot work together.
     """
     topo = _inside(optimizer)

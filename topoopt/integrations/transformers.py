@@ -17,6 +17,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
+from topoopt.errors import PartitionedError
 from topoopt.integrations.background import guarded
 from topoopt.integrations.checkpoint import load_state, save_state
 from topoopt.integrations.probe import BatchProbe
@@ -27,11 +28,6 @@ from topoopt.optimizer import TopoOptimizer
 logger = logging.getLogger("topoopt")
 
 Sink = Callable[[Measurement], None]
-
-DEEPSPEED = (
-    "topoopt: DeepSpeed steps flat partitions of the parameters, in which no neuron is whole, so this training is not "
-    "measured (and not steered); use FSDP2, or DDP"
-)
 
 
 class TopoCallback(TrainerCallback, ExportableState):
@@ -56,6 +52,8 @@ class TopoCallback(TrainerCallback, ExportableState):
 
     Raises:
         ConfigError: for settings that cannot work, here; when training begins, for an optimizer that cannot be wrapped.
+
+    Under DeepSpeed and FSDP1, which keep no neuron whole, training is left alone, with a warning.
     """
 
     def __init__(
@@ -105,9 +103,6 @@ class TopoCallback(TrainerCallback, ExportableState):
         saved.setdefault(type(self).__name__, self.state())
         if model is None or optimizer is None:
             return
-        if args.deepspeed:
-            logger.warning(DEEPSPEED)
-            return
         found = caller()
         self._handler = found.handler
         if found.handler is not None:
@@ -126,6 +121,11 @@ class TopoCallback(TrainerCallback, ExportableState):
             self._probe = BatchProbe(wrapped)
         try:
             self.topo = TopoOptimizer(optimizer, wrapped, self.config, loss=self._probe)
+        except PartitionedError as error:
+            self._release()
+            self.topo = None
+            logger.warning("topoopt: %s", error)
+            return
         except Exception:
             self._release()
             raise

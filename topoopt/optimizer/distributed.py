@@ -123,15 +123,9 @@ def _leave_together(*, failed: bool) -> None:
 
 def is_data_parallel(model: nn.Module) -> bool:
     """Whether the ranks hold copies (DDP) or shards (FSDP2) of `model` and see different batches."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return True
-    return any(isinstance(module, _wrappers()) for module in model.modules())
+    from torch.distributed.fsdp import FSDPModule
 
-
-def _wrappers() -> tuple[type, ...]:
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    return (nn.parallel.DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
+    return any(isinstance(module, (nn.parallel.DistributedDataParallel, FSDPModule)) for module in model.modules())
 
 
 def _device() -> torch.device:

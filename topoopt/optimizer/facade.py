@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
-from topoopt.errors import ConfigError
 from topoopt.measurement import Measurement, Phase
 from topoopt.neurons import NeuronGroup
+from topoopt.optimizer.arguments import check_arguments
 from topoopt.optimizer.hooks import StepHooks, innermost
 from topoopt.optimizer.session import Session
 from topoopt.optimizer.sinks import Sink
@@ -36,6 +36,7 @@ class TopoOptimizer(Optimizer):
         groups: neuron groups to measure instead of those that `topoopt.discover` finds; they are verified all the same.
 
     Raises:
+        PartitionedError: under DeepSpeed and FSDP1, which keep no neuron whole.
         ConfigError: for arguments that cannot work together, each named with what to do.
 
     Source: Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670 (Theorem 1).
@@ -52,7 +53,7 @@ class TopoOptimizer(Optimizer):
         **options: Any,
     ) -> None:
         # Optimizer.__init__ is not called: it would make a second set of parameter groups and hooks.
-        _check_arguments(optimizer, model, loss)
+        check_arguments(optimizer, model, loss)
         settings = TopoConfig.from_options(config, options)
         base = innermost(optimizer)
         self._session = Session(base, model, settings, loss=loss, groups=None if groups is None else list(groups))
@@ -273,22 +274,3 @@ class TopoOptimizer(Optimizer):
             self._hooks = None
             self._session.close()
         return self.optimizer
-
-
-def _check_arguments(optimizer: object, model: object, loss: object) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer, already built")
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}: give the torch.nn.Module whose parameters are optimized")
-    if loss is not None and not callable(loss):
-        raise ConfigError(
-            f"loss is a {type(loss).__name__}: give a function without arguments that runs the forward pass and "
-            "returns the loss, such as `lambda: criterion(model(x), y)`"
-        )
-    own = {id(p) for p in model.parameters()}
-    held = [p for group in innermost(optimizer).param_groups for p in group["params"]]
-    if not any(id(p) in own for p in held):
-        raise ConfigError(
-            f"none of the optimizer's {len(held)} parameters belongs to this {type(model).__name__} (which has "
-            f"{len(own)}): build the optimizer from model.parameters() of the same model"
-        )
