@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topoopt.optimizer.pacing import AFTERMATH, Pacing
+from topoopt.optimizer.pacing import AFTERMATH, HOOKS, Pacing
 
 
 class Clock:
@@ -50,6 +50,20 @@ def test_costly_measurements_are_stretched_and_counted() -> None:
     assert all(later - earlier >= 100 for earlier, later in itertools.pairwise(measured))
     assert pacing.stretched > 0
     assert pacing.share <= 0.011
+
+
+def test_the_hooks_of_ordinary_steps_are_within_the_budget() -> None:
+    """Steps so short that their hooks are 1 % of them leave nothing to measure with."""
+    clock = Clock()
+    pacing = Pacing(10, 0.01, clock)
+    pacing.start()
+    pacing.measured(0, 10 * HOOKS)
+    for step in range(10, 1000, 10):
+        clock.now += 10 * 100 * HOOKS
+        assert pacing.candidate(step)
+        assert not pacing.affordable()
+        pacing.postpone(step)
+    assert pacing.share == pytest.approx(0.01, rel=0.02)
 
 
 def test_without_a_budget_nothing_is_stretched() -> None:
