@@ -13,8 +13,7 @@ Measured on the demo, where that is 1.5 ms after 17 ms; larger models hide it in
 
 HOOKS = 1.5e-6
 """Seconds that the hooks of an ordinary step take, torch's own way to them included: 0.3 % of the demo's steps of half a
-millisecond, and nothing beside any longer one. They are short and run through code that the step has driven from the caches, so
-that timing them in place would cost as much as they do."""
+millisecond, and nothing beside any longer one. Timing them in place would cost as much as they do."""
 
 
 class Pacing:
