@@ -16,41 +16,30 @@ from torch.optim import Optimizer
 from topoopt import sharding
 from topoopt.curvature import operator as jacobian
 from topoopt.curvature.arnoldi import arnoldi
-from topoopt.curvature.behaviour import Behaviour, behaviour
 from topoopt.curvature.blackbox import BlackBox
 from topoopt.curvature.coordinatewise import CoordinateWise
-from topoopt.curvature.engines import Engine, FiniteDifferences, Reduce, ThroughGrad, open_engine
+from topoopt.curvature.engines import Engine, Reduce, open_engine
+from topoopt.curvature.forms import FORMS, SIGNS, engine_for, form_of, operator_of, own_gradient
 from topoopt.curvature.lanczos import Memory, lanczos
 from topoopt.curvature.probe import Probe
-from topoopt.curvature.rounding import drowned
-from topoopt.curvature.rules import has_no_lipschitz_constant, recognise, spec_of
+from topoopt.curvature.rules import has_no_lipschitz_constant, recognise
 from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
 Block = Mapping[Tensor, Tensor]
 Start = Tensor | Memory
-FORMS = ("auto", "held", "full", "black box")
 WHENS = ("last", "upcoming")
 FIRST = 10
 """Products of an estimate without a start of its own: the gradient is a good start, but not as good as the last vector.
 
 Who asks for fewer than eight gets a quarter more than that instead, and a note.
 """
-
-SIGNS = "{} moves by signs: such a displacement has no Lipschitz constant, so r is not defined"
 DOUBTFUL = "the optimizer's step answers differently ({:.0%}) to twice the finite difference: {}"
 DOUBTED_FROM, UNKNOWN_FROM = 0.05, 1 / 3
 """Shares by which a product may change with the difference of a step that was tried, before that is said, and before r is
 given up. Pure rounding changes it by half: the same jump over twice the difference.
 """
-FULL = "the full derivative of the coordinate-wise rule, not the preconditioner held"
-BLACK_BOX = (
-    "black box: finite differences of the optimizer's own step, tried in float64 where it allows that and without its casts "
-    "to 16 bits; spectral radius by Arnoldi"
-)
 NOISE = 1e-3
 """Share of random directions in a start."""
-KINKS = "products by finite differences, which see the kinks of ReLU networks that autograd does not"
-DROWNED = "{} weights are left out of the finite differences: their gradients are rounding that the rule would amplify"
 
 
 @dataclass(frozen=True)
@@ -200,12 +189,12 @@ def opened(
     with probe.running():
 
         def start(form: str) -> Engine:
-            return open_engine(_engine(engine, layout, form), probe, layout.parameters, reduce)
+            return open_engine(engine_for(engine, layout, form), probe, layout.parameters, reduce)
 
         def gradient() -> Sequence[Tensor | None]:
-            return _own_gradient(layout, grads) or start("black box").step_gradient
+            return own_gradient(layout, grads) or start("black box").step_gradient
 
-        chosen = _form(optimizer, layout, form, gradient)
+        chosen = form_of(optimizer, layout, form, gradient)
         started = start(chosen)
         yield _spectrum(optimizer, probe, started, layout, chosen, upcoming=when == "upcoming", grads=grads)
 
@@ -266,71 +255,12 @@ def _spectrum(
     upcoming: bool,
     grads: str,
 ) -> Spectrum:
-    own = _own_gradient(layout, grads)
+    own = own_gradient(layout, grads)
     gradient = own or engine.step_gradient
     source = "which was asked for" if grads == "probe" else "since .grad is empty"
     notes = [] if own else [f"the step's gradient is the probe's, {source}"]
-    symmetric = False
-    if form == "held":
-        sign = jacobian.signs(layout)
-        symmetric = isinstance(sign, float)
-        weight, shift = jacobian.rates(optimizer, layout, gradient, upcoming=upcoming)
-        weight, said = _without_rounding(engine, layout, gradient, weight)
-        product = jacobian.symmetric(engine, layout, weight, shift, sign)
-    elif form == "full":
-        product = CoordinateWise(engine, layout, optimizer, gradient)
-        product.weight, said = _without_rounding(engine, layout, gradient, product.weight)
-        symmetric = product.is_descent
-        said = [FULL, *said]
-    else:
-        assert isinstance(engine, FiniteDifferences)
-        product, said = BlackBox(engine, layout, optimizer), [BLACK_BOX]
+    product, symmetric, said = operator_of(form, optimizer, engine, layout, gradient, upcoming=upcoming)
     return Spectrum(optimizer, probe, engine, layout, form, product, (*notes, *said), gradient, symmetric)
-
-
-def _form(
-    optimizer: Optimizer, layout: jacobian.Layout, asked: str, gradient: Callable[[], Sequence[Tensor | None]]
-) -> str:
-    """The form to take: held for a recognised rule, the full derivative for a coordinate-wise one, else the black box."""
-    name, known = type(optimizer).__name__, spec_of(optimizer) is not None
-    if asked == "held" and not known:
-        raise ConfigError(f'form="held" needs a recognised rule; {name} is none: use "auto"')
-    if known and asked != "full":
-        return "held" if asked == "auto" else asked
-    seen = behaviour(optimizer, layout.parameters, gradient())
-    if seen is Behaviour.SIGNS:
-        raise NotDefinedError(SIGNS.format(f"{name}, tried out,"))
-    if asked == "full" and seen is Behaviour.ANY:
-        raise ConfigError(f'form="full" needs a coordinate-wise rule; {name}, tried out, is none: use "auto"')
-    coordinate_wise = seen is Behaviour.COORDINATE_WISE
-    return asked if asked != "auto" else "full" if coordinate_wise else "black box"
-
-
-def _without_rounding(
-    engine: Engine, layout: jacobian.Layout, gradient: Sequence[Tensor | None], weight: Tensor
-) -> tuple[Tensor, list[str]]:
-    """The rates without those of weights that finite differences cannot see, and what is to be said of them."""
-    if not isinstance(engine, FiniteDifferences):
-        return weight, []
-    lost, count = drowned(engine, layout, gradient, weight)
-    return weight.masked_fill(lost, 0.0), [KINKS, *([DROWNED.format(count)] if count else [])]
-
-
-def _engine(asked: str, layout: jacobian.Layout, form: str) -> str:
-    """The engine to open: shards have no graph to differentiate twice, and a black box is moved in the weights."""
-    if any(sharding.is_sharded(p) for p in layout.parameters):
-        if asked not in ("auto", ThroughGrad.name):
-            raise ConfigError(f"engine={asked!r} does not see sharded weights: give auto, or {ThroughGrad.name!r}")
-        return ThroughGrad.name
-    if form == "black box" and asked != ThroughGrad.name:
-        return FiniteDifferences.name
-    return asked
-
-
-def _own_gradient(layout: jacobian.Layout, grads: str) -> list[Tensor | None] | None:
-    """The gradient in `.grad`, or None where there is none, or another one was asked for."""
-    own = [p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad for p in layout.parameters]
-    return own if grads == "auto" and any(grad is not None for grad in own) else None
 
 
 def _check(when: str, form: str) -> None:
