@@ -13,7 +13,7 @@ import time
 
 def measurement(step: int, layers: int = 24):
     """Return a measurement as a 24-layer model's."""
-    from topoopt.measurement import GroupMeasurement, Measurement, Phase
+    from topoopt.measurement import Assessment, Cost, GroupMeasurement, Measurement, Phase, SpectralReading
 
     group = GroupMeasurement(
         n=1024,
@@ -37,18 +37,12 @@ def measurement(step: int, layers: int = 24):
     )
     return Measurement(
         step=step,
-        phase=Phase.CONSTRAINED,
-        proximity=0.5,
-        edge=2.0,
-        eta_star=(1.0,),
-        eta_star_bracket=((1.0, 2.0),),
-        estimator="spectral",
         lr=(0.5,),
         lr_scale=1.0,
+        spectral=SpectralReading(step, 0.5, 2.0),
+        assessment=Assessment(Phase.CONSTRAINED, 0.5, "spectral", (1.0,), ((1.0, 2.0),)),
         groups={f"layer.{i}": group for i in range(layers)},
-        seconds=0.1,
-        share=0.01,
-        skipped={},
+        cost=Cost(0.1, 0.01),
     )
 
 

@@ -8,10 +8,9 @@ condition, taken locally), and r_pair, the largest stretch of the displacement o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from topoopt.measurement import Phase
+from topoopt.measurement import Assessment, Phase
 
 BAND = 0.05
 """Width of the hysteresis, relative to a threshold: a phase is entered at its threshold and left this far below it."""
@@ -20,23 +19,6 @@ LOWER_BOUND = (
     "proximity is r_pair, a lower bound on r: it certifies this step's neurons, but lr / r_pair is an upper bound on "
     "eta*, never a safe rate"
 )
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """Where a step stands, and what its parameter groups' learning rates would be at r = 1."""
-
-    phase: Phase
-    proximity: float
-    """r of the step, NaN when unknown."""
-    estimator: str
-    """ "spectral", "pairwise" or "none"."""
-    eta_star: tuple[float, ...]
-    """lr / r for each parameter group; NaN when r is unknown or the rate is 0."""
-    eta_star_bracket: tuple[tuple[float, float], ...]
-    """(lr / r_spec, lr / r_pair) for each parameter group; 0 or inf where an end is unknown."""
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def assess(

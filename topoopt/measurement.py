@@ -24,7 +24,7 @@ class Phase(StrEnum):
     SIMPLIFICATION = "simplification"
     """r >= e: at or past the edge of stability, where simplification was observed."""
     UNKNOWN = "unknown"
-    """No estimator could run; `Measurement.skipped` says why."""
+    """No estimate supports a phase (or the preconditioner is still warming up); `Measurement.skipped` says why."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,18 @@ class GroupMeasurement:
     """Largest pairwise distance."""
     total_persistence: tuple[float, ...] = ()
     """Sum of finite lifetimes of each degree of `diagrams`."""
+    pending: bool = False
+    """Homology above H0 of this step is on its way: what `diagrams` holds above degree 0 is of `diagrams_step`, or absent."""
+    largest_loop: float = math.nan
+    """Longest lifetime in degree 1 over the diameter, of the step `diagrams_step`."""
+    log_persistence: float = math.nan
+    """Sum of log(death / birth) in degree 1, scale-free, of the step `diagrams_step`."""
+    effective_rank: float = math.nan
+    """Participation ratio of the centred cloud's covariance spectrum: (sum s)^2 / sum s^2 over its eigenvalues s."""
+    silent: int = -1
+    """Units that gave the same output on every sample of the batch of the last reading; -1 where they were not seen."""
+    moved_share: float = 1.0
+    """Share of the group's parameters that this optimizer moves; the rest is frozen or another optimizer's."""
     notes: tuple[str, ...] = ()
     """What was approximated or is outside the theory for this group."""
 
@@ -98,67 +110,227 @@ class Decision:
     """One sentence for people, empty when nothing is worth saying."""
     events: tuple[str, ...] = ()
     """Guard events since the last decision (a loss spike, a hand-over, ...)."""
+    weights: str = ""
+    """What is asked of the run beside the factor: "keep" remembers the weights as they stand before this step, "back" goes
+    back to what was remembered; "" for neither."""
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralReading:
+    """One reading of r = eta / eta*: what a due step's own computation says of the step, in plain numbers.
+
+    Spectral quantities are in units of r and of the step as it was taken (`scale` included); NaN where unknown.
+    """
+
+    step: int = -1
+    """Optimizer steps taken before the one that was read; -1: not tied to a step."""
+    r: float = math.nan
+    """Spectral proximity of the step; NaN with `reason` where there is none."""
+    edge: float | None = None
+    """e, the edge of stability in units of r; None for a rule whose edge is not known."""
+    lr: tuple[float, ...] = ()
+    """The user's learning rate of each parameter group, before the factor."""
+    scale: float = 1.0
+    """The factor on them in this step."""
+    low: float = math.nan
+    """Lowest end of the spectrum of -dD/dx."""
+    high: float = math.nan
+    """Highest end."""
+    field: float = math.nan
+    """r_field, when asked for."""
+    products: int = 0
+    """Jacobian products spent on it."""
+    seconds: float = 0.0
+    """Time it took on the training thread, the look-on at the user's step included."""
+    rule: str = ""
+    """The update rule that was recognised, or "black box"."""
+    engine: str = ""
+    """How products were taken."""
+    probe: int = 0
+    """Size of the batch that was read on (first dimension of the first tensor that enters the model); 0 when unknown."""
+    reason: str = ""
+    """Why `r` is unknown, when it is."""
+    warming: str = ""
+    """Why r is of a preconditioner that is still warming up, when it is: then it is no phase of the run."""
+    notes: tuple[str, ...] = ()
+    """What was approximated, or is not covered by the theory."""
+    group: tuple[str, float] | None = None
+    """(name, r) of the one neuron group whose block of the Jacobian was measured along with it."""
+    loss: float = math.nan
+    """Loss of the step's own batch (the sum of what backward was called on, over the step's micro-batches)."""
+    baseline: float = math.nan
+    """Loss of the best constant prediction on this batch, where labels were seen (cross entropy: the labels' entropy)."""
+    grad_norm: float = math.nan
+    """Norm of the gradient that the optimizer found."""
+    update_ratio: float = math.nan
+    """|D| / |x| of the step: the displacement's norm over the weights' norm."""
+    clipped: float = 1.0
+    """Length of the gradient that the optimizer found over the length that backward made; 1 where nothing stood between."""
+    silent: float = math.nan
+    """Share of units (over the activations that were seen) that gave the same output on every sample of the batch."""
+    normalized: bool = False
+    """Whether the model holds normalisation layers: only the direction of the weights before them counts."""
+
+    @property
+    def known(self) -> bool:
+        """Whether r is known and is of the run, not of a preconditioner warming up."""
+        return not math.isnan(self.r) and not self.warming
 
 
 @dataclass(frozen=True)
+class Assessment:
+    """Where a step stands, and what its parameter groups' learning rates would be at r = 1."""
+
+    phase: Phase
+    proximity: float
+    """r of the step, NaN when no spectral estimate supports one."""
+    estimator: str
+    """"spectral", "pairwise" (a lower bound: no phase but "at least permissive") or "none"."""
+    eta_star: tuple[float, ...]
+    """lr / r for each parameter group; NaN when r is unknown or the rate is 0."""
+    eta_star_bracket: tuple[tuple[float, float], ...]
+    """(lr / r_spec, lr / r_pair) for each parameter group; 0 or inf where an end is unknown."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What measuring costs."""
+
+    seconds: float = 0.0
+    """Time this measurement took on the training thread, its reading included."""
+    share: float = 0.0
+    """Share of the wall time since the start that measuring has taken so far."""
+    setup_seconds: float = 0.0
+    """Time that finding the neurons took, once; not in `share`."""
+
+
+@dataclass(frozen=True, eq=False)
 class Measurement:
-    """Everything measured at one optimizer step."""
+    """Everything measured at one optimizer step: a reading of r, and what the step did to the neurons.
+
+    Two are the same only if they are the same object: arrays inside have no single truth value.
+    """
 
     step: int
     """Optimizer steps taken before this one (the first step is 0)."""
-    phase: Phase
-    proximity: float
-    """r = eta / eta* of the step as it was taken (after steering); NaN when unknown."""
-    edge: float
-    """e, the edge of stability in units of r, of the recognised update rule."""
-    eta_star: tuple[float, ...]
-    """lr / r for each parameter group: what its learning rate would be at r = 1."""
-    eta_star_bracket: tuple[tuple[float, float], ...]
-    """(lr / r_spec, lr / r_pair) for each parameter group; 0 or inf where an end could not be measured."""
-    estimator: str
-    """"spectral", "pairwise" or "none": which estimate `proximity` is."""
     lr: tuple[float, ...]
     """The user's learning rates, before the factor."""
     lr_scale: float
     """The factor on them in this step."""
+    spectral: SpectralReading
+    assessment: Assessment
     groups: Mapping[str, GroupMeasurement]
-    seconds: float
-    """Time this measurement took on the training thread."""
-    share: float
-    """Share of the wall time since the start that measuring has taken so far."""
-    skipped: Mapping[str, str]
-    """What was not measured -> the reason."""
-    r_spec: float = math.nan
-    """Spectral proximity, lr_scale included; NaN when not measured."""
-    r_pair: float = math.nan
-    """Largest gain over the groups."""
-    r_field: float = math.nan
-    """Neuron-field proximity, when asked for."""
-    loss: float = math.nan
-    """Loss on the probe."""
-    rule: str = ""
-    """The update rule that was recognised, or "black box"."""
-    engine: str = ""
-    """How the Jacobian's products were taken."""
     decision: Decision | None = None
+    cost: Cost = Cost()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """What was not measured -> the reason."""
     notes: tuple[str, ...] = ()
     """What was approximated, or is not covered by the theory, with the reason."""
-    spectrum: tuple[float, float] = (math.nan, math.nan)
-    """Both ends (lowest, highest) of the symmetric displacement Jacobian's spectrum, in units of r."""
-    products: int = 0
-    """Jacobian products spent."""
-    probe: int = 0
-    """Size of the probe batch (first dimension of the first captured tensor); 0 when unknown."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Running totals: faults, stretched measurements, worker restarts, late results."""
 
-    def scalars(self) -> dict[str, float]:
-        """Return a flat dict of Python floats under `topo/...`, for loggers. NaN values are left out."""
+    @property
+    def phase(self) -> Phase:
+        """Phase of the step; UNKNOWN where no estimate supports one."""
+        return self.assessment.phase
+
+    @property
+    def proximity(self) -> float:
+        """r = eta / eta* of the step as it was taken (after steering); NaN when unknown."""
+        return self.assessment.proximity
+
+    @property
+    def edge(self) -> float | None:
+        """e, the edge of stability in units of r, of the recognised update rule; None where it is not known."""
+        return self.spectral.edge
+
+    @property
+    def eta_star(self) -> tuple[float, ...]:
+        """lr / r for each parameter group: what its learning rate would be at r = 1."""
+        return self.assessment.eta_star
+
+    @property
+    def eta_star_bracket(self) -> tuple[tuple[float, float], ...]:
+        """(lr / r_spec, lr / r_pair) for each parameter group; 0 or inf where an end could not be measured."""
+        return self.assessment.eta_star_bracket
+
+    @property
+    def estimator(self) -> str:
+        """Which estimate `proximity` is: "spectral", "pairwise" or "none"."""
+        return self.assessment.estimator
+
+    @property
+    def r_spec(self) -> float:
+        """Spectral proximity, lr_scale included; NaN when not measured."""
+        return self.spectral.r
+
+    @property
+    def r_pair(self) -> float:
+        """Largest gain over the groups; NaN when no group was measured."""
+        return max((group.gain for group in self.groups.values()), default=math.nan)
+
+    @property
+    def r_field(self) -> float:
+        """Neuron-field proximity, when asked for."""
+        return self.spectral.field
+
+    @property
+    def loss(self) -> float:
+        """Loss of the step's own batch."""
+        return self.spectral.loss
+
+    @property
+    def rule(self) -> str:
+        """The update rule that was recognised, or "black box"."""
+        return self.spectral.rule
+
+    @property
+    def engine(self) -> str:
+        """How the Jacobian's products were taken."""
+        return self.spectral.engine
+
+    @property
+    def spectrum(self) -> tuple[float, float]:
+        """Both ends (lowest, highest) of the symmetric displacement Jacobian's spectrum, in units of r."""
+        return self.spectral.low, self.spectral.high
+
+    @property
+    def products(self) -> int:
+        """Jacobian products spent."""
+        return self.spectral.products
+
+    @property
+    def probe(self) -> int:
+        """Size of the batch; 0 when unknown."""
+        return self.spectral.probe
+
+    @property
+    def seconds(self) -> float:
+        """Time this measurement took on the training thread."""
+        return self.cost.seconds
+
+    @property
+    def share(self) -> float:
+        """Share of the wall time since the start that measuring has taken so far."""
+        return self.cost.share
+
+    def __repr__(self) -> str:
+        e = "?" if self.edge is None else f"{self.edge:.3g}"
+        return (
+            f"<Measurement step {self.step}: {self.phase}, r {self.proximity:.4g} (edge {e}), {len(self.groups)} groups, "
+            f"{self.seconds:.3g} s>"
+        )
+
+    def scalars(self, *, layers: bool = True) -> dict[str, float]:
+        """Return a flat dict of Python floats under `topo/...`, for loggers; without NaN, and without `layers` on request."""
         values: dict[str, float] = {
             "topo/step": float(self.step),
             "topo/phase": float(list(Phase).index(self.phase)),
             "topo/proximity": self.proximity,
-            "topo/edge": self.edge,
+            "topo/edge": math.nan if self.edge is None else self.edge,
+            "topo/r_over_edge": math.nan if not self.edge else self.proximity / self.edge,
             "topo/r_spec": self.r_spec,
             "topo/r_pair": self.r_pair,
             "topo/r_field": self.r_field,
@@ -170,12 +342,13 @@ class Measurement:
         }
         for i, (eta, (low, high)) in enumerate(zip(self.eta_star, self.eta_star_bracket)):
             values |= {f"topo/eta_star/{i}": eta, f"topo/eta_star_low/{i}": low, f"topo/eta_star_high/{i}": high}
-        for name, group in self.groups.items():
-            values |= {f"topo/{name}/{key}": value for key, value in _group_scalars(group).items()}
+        for name, group in self.groups.items() if layers else ():
+            values |= {f"topo/{name}/{key}": value for key, value in _group_scalars(group, self.step).items()}
         return {key: float(value) for key, value in values.items() if not math.isnan(value)}
 
 
-def _group_scalars(group: GroupMeasurement) -> dict[str, float]:
+def _group_scalars(group: GroupMeasurement, step: int) -> dict[str, float]:
+    """What is of this step alone: homology and a layer's r of an earlier one are not told again as new."""
     scalars = {
         "gain": group.gain,
         "contraction": group.contraction,
@@ -188,8 +361,14 @@ def _group_scalars(group: GroupMeasurement) -> dict[str, float]:
         "vanishing": float(group.vanishing),
         "twins": float(group.twins),
         "resolution": group.resolution,
+        "effective_rank": group.effective_rank,
+        "silent": float(group.silent) if group.silent >= 0 else math.nan,
     }
-    scalars |= {f"persistence_h{k}": value for k, value in enumerate(group.total_persistence)}
-    if group.proximity is not None:
+    if group.total_persistence:
+        scalars["persistence_h0"] = group.total_persistence[0]
+    if group.diagrams_step == step and not group.pending:
+        scalars |= {f"persistence_h{k}": value for k, value in enumerate(group.total_persistence)}
+        scalars |= {"largest_loop": group.largest_loop, "log_persistence": group.log_persistence}
+    if group.proximity is not None and group.proximity_step == step:
         scalars["proximity"] = group.proximity
     return scalars

@@ -23,14 +23,29 @@ MAY_IMPORT = {
     "homology": BASE | {"geometry"},
     "curvature": TENSORS,
     "critical": BASE | {"measurement"},
+    "verdict": BASE | {"measurement", "critical"},
+    "summary": BASE | {"measurement", "verdict"},
     "control": BASE | {"measurement"},
     "config": BASE | {"control"},
     "optimizer": TENSORS
-    | {"measurement", "config", "neurons", "geometry", "homology", "curvature", "critical", "control"},
-    "report": BASE | {"measurement", "config", "neurons", "geometry", "homology"},
-    "integrations": BASE | {"measurement", "config", "control", "optimizer", "report", "neurons", "homology"},
-    "demo": BASE | {"measurement", "config", "optimizer", "report"},
-    "cli": BASE | {"demo", "report", ""},
+    | {
+        "measurement",
+        "config",
+        "neurons",
+        "geometry",
+        "homology",
+        "curvature",
+        "critical",
+        "control",
+        "verdict",
+        "summary",
+    },
+    "report": BASE | {"measurement", "verdict", "summary", "config", "neurons", "geometry", "homology"},
+    "integrations": BASE
+    | {"measurement", "verdict", "summary", "config", "control", "optimizer", "report", "neurons", "homology"},
+    "suggest": TENSORS | {"measurement", "config", "critical", "curvature", "neurons"},
+    "demo": BASE | {"verdict", "summary", "measurement", "config", "optimizer", "report"},
+    "cli": BASE | {"demo", "report", "suggest", "measurement", "config", ""},
 }
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 

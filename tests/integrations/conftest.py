@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measurements import make as build
 
 from topoopt.measurement import GroupMeasurement, Measurement, Phase
 
@@ -42,7 +43,6 @@ def group(**changes: Any) -> GroupMeasurement:
 
 def measurement(step: int = 0, **changes: Any) -> Measurement:
     values: dict[str, Any] = {
-        "step": step,
         "phase": Phase.CONSTRAINED,
         "proximity": 0.5 + step,
         "edge": 2.0,
@@ -58,7 +58,7 @@ def measurement(step: int = 0, **changes: Any) -> Measurement:
         "r_spec": 0.5 + step,
         "r_pair": 0.25,
     }
-    return Measurement(**values | changes)
+    return build(step, **values | changes)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ TRACKIO = """
 import json, sys
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from conftest import measurement
 from topoopt.integrations.trackio import TrackioSink
 from topoopt.measurement import Phase
@@ -121,7 +121,7 @@ def test_trackio_holds_every_measurement(tmp_path):
     """Read back from its own data base; in a process of its own, since trackio settles its folder when it is imported."""
     pytest.importorskip("trackio")
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", TRACKIO, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", TRACKIO, *(str(folder) for folder in Path(__file__).parents[:2])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))

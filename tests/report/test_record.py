@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measurements import make
 
 from topoopt import Measurement, Phase, TopoConfig
-from topoopt.measurement import Decision, GroupMeasurement
+from topoopt.measurement import Assessment, Cost, Decision, GroupMeasurement, SpectralReading
 from topoopt.report import JsonLines, RecordError, read
 from topoopt.report.record import from_plain, to_plain
 
@@ -45,25 +46,39 @@ group = st.builds(
     total_persistence=st.lists(number, max_size=3).map(tuple),
     notes=st.lists(text, max_size=2).map(tuple),
 )
+reading = st.builds(
+    SpectralReading,
+    step=st.integers(-1, 10**6),
+    r=number,
+    edge=st.one_of(st.none(), number),
+    lr=st.lists(number, max_size=2).map(tuple),
+    low=number,
+    high=number,
+    rule=text,
+    reason=text,
+    notes=st.lists(text, max_size=2).map(tuple),
+    group=st.one_of(st.none(), st.tuples(text, number)),
+)
+assessment = st.builds(
+    Assessment,
+    phase=st.sampled_from(Phase),
+    proximity=number,
+    estimator=st.sampled_from(["spectral", "pairwise", "none"]),
+    eta_star=st.lists(number, max_size=2).map(tuple),
+    eta_star_bracket=st.lists(pair, max_size=2).map(tuple),
+)
 measurement = st.builds(
     Measurement,
     step=st.integers(0, 10**6),
-    phase=st.sampled_from(Phase),
-    proximity=number,
-    edge=number,
-    eta_star=st.lists(number, max_size=2).map(tuple),
-    eta_star_bracket=st.lists(pair, max_size=2).map(tuple),
-    estimator=st.sampled_from(["spectral", "pairwise", "none"]),
     lr=st.lists(number, max_size=2).map(tuple),
     lr_scale=number,
+    spectral=reading,
+    assessment=assessment,
     groups=st.dictionaries(text, group, max_size=2),
-    seconds=number,
-    share=number,
-    skipped=st.dictionaries(text, text, max_size=2),
-    rule=text,
     decision=st.one_of(st.none(), st.builds(Decision, number, text, text, text, st.lists(text, max_size=2).map(tuple))),
+    cost=st.builds(Cost, number, number),
+    skipped=st.dictionaries(text, text, max_size=2),
     notes=st.lists(text, max_size=2).map(tuple),
-    spectrum=pair,
     counts=st.dictionaries(text, st.integers(0, 9), max_size=2),
 )
 
@@ -91,9 +106,7 @@ def test_a_measurement_comes_back_as_it_was(one: Measurement) -> None:
 
 
 def simple(step: int, loss: float = 1.0) -> Measurement:
-    return Measurement(
-        step, Phase.CONSTRAINED, 0.5, 2.0, (0.2,), ((0.2, 1.0),), "spectral", (0.1,), 1.0, {}, 0.01, 0.01, {}, loss=loss
-    )
+    return make(step, loss=loss)
 
 
 def test_a_file_holds_settings_and_measurements(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import importlib
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +233,7 @@ def state_file(args: TrainingArguments) -> str:
 
 def summary(measurement: Measurement) -> dict[str, float]:
     """The scalars that are not of a single layer; finite ones only, since the trainer's state is saved as JSON."""
-    scalars = replace(measurement, groups={}).scalars()
+    scalars = measurement.scalars(layers=False)
     return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
 

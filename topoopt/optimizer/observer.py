@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from topoopt import critical
 from topoopt.config import TopoConfig
 from topoopt.errors import NotDefinedError
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, Phase
+from topoopt.measurement import Decision, GroupMeasurement, Measurement, Phase, SpectralReading
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer import distributed
 from topoopt.optimizer.capture import InputCapture
@@ -22,7 +22,7 @@ from topoopt.optimizer.clouds import Clouds
 from topoopt.optimizer.discovering import Found, find_groups
 from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.rate import read_rates
-from topoopt.optimizer.spectral import Spectral, SpectralReading
+from topoopt.optimizer.spectral import Spectral
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -130,38 +130,24 @@ class Observer:
         verdict = critical.assess(
             r_spec=estimate.r * scale,
             r_pair=r_pair,
-            edge=estimate.edge,
+            edge=2.0 if estimate.edge is None else estimate.edge,
             lr=[lr * scale for lr in before.rates],
             estimator=self.config.estimator,
             previous=self._phase,
         )
         self._phase = verdict.phase
         coverage = self._found.coverage if self._found else ()
+        scaled = {key: getattr(estimate, key) * scale for key in ("r", "low", "high", "field")}
         return Measurement(
             step=step,
-            phase=verdict.phase,
-            proximity=verdict.proximity,
-            edge=estimate.edge,
-            eta_star=verdict.eta_star,
-            eta_star_bracket=verdict.eta_star_bracket,
-            estimator=verdict.estimator,
             lr=before.rates,
             lr_scale=scale,
+            spectral=replace(estimate, step=step, lr=before.rates, scale=scale, **scaled),
+            assessment=verdict,
             groups=groups,
-            seconds=0.0,
-            share=0.0,
-            skipped={**before.skipped, **skipped, **verdict.skipped},
-            r_spec=estimate.r * scale,
-            r_pair=r_pair,
-            r_field=estimate.field * scale,
-            loss=estimate.loss,
-            rule=estimate.rule,
-            engine=estimate.engine,
             decision=decision,
+            skipped={**before.skipped, **skipped, **verdict.skipped},
             notes=(*verdict.notes, *estimate.notes, *coverage),
-            spectrum=(estimate.low * scale, estimate.high * scale),
-            products=estimate.products,
-            probe=estimate.probe,
             counts={**counts, **self._faults.totals(), **self._clouds.counts()},
         )
 

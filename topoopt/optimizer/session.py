@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
-from topoopt.measurement import Measurement
+from topoopt.measurement import Cost, Measurement, SpectralReading
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer import distributed
 from topoopt.optimizer.faults import Faults
@@ -21,7 +21,6 @@ from topoopt.optimizer.observer import Before, Observer
 from topoopt.optimizer.pacing import Pacing
 from topoopt.optimizer.rate import RateScaler, host_rates, peak_rate, read_rates
 from topoopt.optimizer.sinks import Sinks
-from topoopt.optimizer.spectral import SpectralReading
 from topoopt.optimizer.steerable import check_steerable
 from topoopt.optimizer.steering import Steering
 from topoopt.optimizer.strict import Certifier
@@ -130,7 +129,7 @@ class Session:
         seconds = pending.seconds + time.perf_counter() - began
         self.pacing.setup = self.observer.setup_seconds
         self.pacing.measured(self.step, seconds)
-        self.last = replace(measurement, seconds=seconds, share=self.pacing.share)
+        self.last = replace(measurement, cost=Cost(seconds, self.pacing.share, self.observer.setup_seconds))
         self.steering.remember(self.last)
         self.sinks(self.last)
         return self.last
@@ -177,7 +176,7 @@ class Session:
         try:
             late = self.observer.finish(self.last)
             if self.last is not None and late:
-                self.last = replace(self.last, groups={**self.last.groups, **late}, share=self.pacing.share)
+                self.last = replace(self.last, groups={**self.last.groups, **late})
                 self.sinks(self.last)
         except Exception as error:
             self.faults.note("homology", error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,30 +12,9 @@ from torch.optim import Optimizer
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tracked, field_of, recognise
 from topoopt.errors import NotDefinedError
+from topoopt.measurement import SpectralReading
 from topoopt.neurons import NeuronGroup, unwrap
 from topoopt.optimizer import distributed
-
-
-@dataclass(frozen=True)
-class SpectralReading:
-    """Proximity at the user's own rate (factor 1); NaN with a reason where there is none."""
-
-    r: float = math.nan
-    edge: float = 2.0
-    low: float = math.nan
-    high: float = math.nan
-    field: float = math.nan
-    loss: float = math.nan
-    rule: str = ""
-    engine: str = ""
-    products: int = 0
-    probe: int = 0
-    notes: tuple[str, ...] = ()
-    reason: str = ""
-    nonfinite: bool = False
-    """The probe's loss was NaN or infinite."""
-    group: tuple[str, float] | None = None
-    """(name, proximity) of the one group whose block was measured this time."""
 
 
 class Spectral:
@@ -76,7 +54,6 @@ class Spectral:
                 products=estimate.products,
                 probe=estimate.probe_size,
                 notes=(*estimate.notes, *unknown),
-                nonfinite=not math.isfinite(estimate.loss),
                 reason="" if math.isfinite(estimate.r) else "; ".join(estimate.notes) or "the estimate is not finite",
                 group=self._one_group(tracked, model, groups),
             )

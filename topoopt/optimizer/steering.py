@@ -8,8 +8,7 @@ from typing import Any
 
 from topoopt.control import Policy, Reading, State
 from topoopt.errors import TopoError
-from topoopt.measurement import Decision, Measurement
-from topoopt.optimizer.spectral import SpectralReading
+from topoopt.measurement import Decision, Measurement, SpectralReading
 
 JUMP = 1.5
 """A user's rate that grows by more than this from one step to the next makes the last reading stale."""
@@ -91,7 +90,7 @@ class Steering:
         return Reading(
             step=step,
             r=r,
-            edge=seen.edge,
+            edge=2.0 if seen.edge is None else seen.edge,
             lr=lr,
             base_lr=base_lr,
             scale=self.decision.scale,
@@ -101,7 +100,7 @@ class Steering:
             vanishing=self._seen.vanishing,
             twins=self._seen.twins,
             total_persistence=self._seen.total_persistence,
-            finite=not seen.nonfinite,
+            finite=not math.isinf(seen.loss) and "not finite" not in seen.reason,
             rule=seen.rule,
             reason=seen.reason,
         )

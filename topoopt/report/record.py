@@ -18,7 +18,7 @@ import numpy as np
 
 from topoopt.config import TopoConfig
 from topoopt.errors import TopoError
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, Phase
+from topoopt.measurement import Assessment, Cost, Decision, GroupMeasurement, Measurement, Phase, SpectralReading
 
 VERSION = 1
 _ODD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -116,11 +116,18 @@ def to_plain(measurement: Measurement) -> dict[str, Any]:
 def from_plain(data: dict[str, Any]) -> Measurement:
     """Read what `to_plain` made; fields of later versions are left out."""
     values = _known(Measurement, _numbers(data))
-    values["phase"] = Phase(values["phase"])
     values["groups"] = {name: _group(group) for name, group in values["groups"].items()}
-    for name in ("eta_star", "lr", "notes", "spectrum"):
-        values[name] = tuple(values[name])
-    values["eta_star_bracket"] = tuple((low, high) for low, high in values["eta_star_bracket"])
+    values["lr"], values["notes"] = tuple(values["lr"]), tuple(values["notes"])
+    spectral = _known(SpectralReading, values["spectral"])
+    group = spectral.get("group")
+    spectral |= {"lr": tuple(spectral["lr"]), "notes": tuple(spectral["notes"])}
+    values["spectral"] = SpectralReading(
+        **{**spectral, "group": None if group is None else (group[0], float(group[1]))}
+    )
+    stands = _known(Assessment, values["assessment"])
+    stands |= {"phase": Phase(stands["phase"]), "eta_star": tuple(stands["eta_star"]), "notes": tuple(stands["notes"])}
+    stands["eta_star_bracket"] = tuple((low, high) for low, high in stands["eta_star_bracket"])
+    values["assessment"], values["cost"] = Assessment(**stands), Cost(**_known(Cost, values["cost"]))
     if values.get("decision") is not None:
         decision = _known(Decision, values["decision"])
         values["decision"] = Decision(**{**decision, "events": tuple(decision["events"])})
@@ -163,7 +170,20 @@ def _numbers(value: Any) -> Any:
     return _ODD.get(value, value) if isinstance(value, str) else value
 
 
-_TEXT = {"phase", "estimator", "rule", "engine", "notes", "note", "policy", "events", "skipped"}
+_TEXT = {
+    "phase",
+    "estimator",
+    "rule",
+    "engine",
+    "notes",
+    "note",
+    "policy",
+    "events",
+    "skipped",
+    "reason",
+    "warming",
+    "group",
+}
 """Fields that hold text, which stays as it is."""
 
 

@@ -1,0 +1,56 @@
+"""Which run a record is of, and what is said of it when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from topoopt.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run a record is of: written in its header, at every opening."""
+
+    id: str
+    """Random, of this process's run."""
+    started: str
+    """ISO 8601, UTC."""
+    model: str
+    """Class of the model."""
+    parameters: int
+    """Number of its parameters."""
+    optimizer: str
+    """Class of the optimizer."""
+    rule: str
+    lr: tuple[float, ...]
+    """Each parameter group's rate at the start."""
+    settings: Mapping[str, object]
+    """The `TopoConfig`, as JSON values."""
+    versions: Mapping[str, str]
+    """Of topoopt, torch, numpy and Python."""
+    total_steps: int | None = None
+    resumed: str = ""
+    """Id of the run that this one goes on from."""
+    resumed_at: int = 0
+    """The step it goes on at."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said of a run when it ends."""
+
+    run: Run
+    verdict: Verdict
+    steps: int
+    readings: int
+    measurements: int
+    seconds: float
+    """Wall time from the first step on, set-up not counted."""
+    share: float
+    """Share of it that measuring took."""
+    setup_seconds: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Faults, stretched readings, late or given-up homology."""
+    unfinished: tuple[str, ...] = ()
+    """What was still on its way when the run ended, by name."""
