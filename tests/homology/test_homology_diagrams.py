@@ -3,16 +3,28 @@
 import math
 import warnings
 
+import gudhi.hera
 import gudhi.representations
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from topoopt.errors import MeasurementError
-from topoopt.homology import betti_curve, bottleneck, persistence_entropy, prominent, total_persistence
+from topoopt.geometry import distances
+from topoopt.homology import (
+    betti_curve,
+    bottleneck,
+    largest_loop,
+    log_persistence,
+    persistence,
+    persistence_entropy,
+    prominent,
+    total_persistence,
+)
 
 
 @st.composite
@@ -44,13 +56,32 @@ def by_definition(a: np.ndarray, b: np.ndarray) -> float:
 @settings(max_examples=150, deadline=None)
 @given(a=diagrams(), b=diagrams(), c=diagrams(coarse=True), d=diagrams(coarse=True))
 def test_bottleneck(a, b, c, d):
-    """Against the definition alone: gudhi 3.13's is sometimes larger than matching everything to the diagonal costs."""
+    """Against the definition: gudhi 3.13's own is sometimes larger than matching everything to the diagonal costs."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert bottleneck(a, b) == pytest.approx(by_definition(a, b), abs=1e-12)
         assert bottleneck(c, d) == by_definition(c, d)
         assert bottleneck(c, d) == bottleneck(d, c)
         assert bottleneck(a, a) == 0.0
+
+
+@pytest.mark.parametrize(("n", "d"), [(150, 2), (300, 20)])
+@pytest.mark.parametrize("size", [1e-3, 0.1, 1.0])
+def test_bottleneck_of_real_diagrams_against_hera(n, d, size):
+    """Loops of a cloud and of one near it: hundreds of points, of which few, many or all must be matched."""
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(n))
+    y = x + size * torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+    a, b = (persistence(distances=distances(points)).diagrams[1] for points in (x, y))
+    assert bottleneck(a, b) == pytest.approx(gudhi.hera.bottleneck_distance(a, b, delta=0.0), rel=1e-9)
+    assert bottleneck(a, b) == bottleneck(b[::-1], a[::-1])
+
+
+def test_pairs_are_looked_at_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = (np.sort(rng.random((40, 2)), axis=1) for _ in range(2))
+    whole = bottleneck(a, b)
+    monkeypatch.setattr("topoopt.homology.matching.CHUNK", 100)
+    assert bottleneck(a, b) == whole == by_definition(a, b)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,6 +144,19 @@ def test_summaries_in_closed_form():
     assert persistence_entropy(d) == pytest.approx(math.log(2))
     assert persistence_entropy(d[:1]) == persistence_entropy(d[:0]) == 0.0
     assert betti_curve(d, np.array([0.5, 1.0, 2.5, 100.0])).tolist() == [0, 2, 3, 1]
+
+
+def test_the_largest_loop_and_the_size_without_units():
+    d = np.array([[1.0, 3.0], [0.5, 1.0], [2.0, np.inf], [4.0, 5.0]])
+    assert largest_loop(d) == 2.0
+    assert log_persistence(d) == pytest.approx(math.log(3.0 * 2.0 * 1.25))
+    assert log_persistence(7.0 * d) == pytest.approx(log_persistence(d))
+    empty = np.zeros((0, 2))
+    assert (largest_loop(empty), log_persistence(empty)) == (0.0, 0.0)
+    assert log_persistence(np.array([[0.0, 1.0], [0.0, 2.0]])) == 0.0
+    for summary in (largest_loop, log_persistence):
+        with pytest.raises(MeasurementError, match="diagram"):
+            summary(np.zeros(3))
 
 
 def test_prominent_features():

@@ -115,6 +115,7 @@ def test_neurons_that_are_not_finite_are_named(bad):
         ({}, MeasurementError, "one of them"),
         ({"points": torch.zeros(2, 2), "distances": torch.zeros(2, 2)}, MeasurementError, "one of them"),
         ({"distances": torch.zeros(2, 3)}, MeasurementError, r"\(n, n\)"),
+        ({"distances": torch.zeros(2, 2, dtype=torch.int64)}, MeasurementError, r"int64"),
         ({"points": torch.zeros(3, 2), "degree": -1}, ConfigError, "degree=-1"),
         ({"points": torch.zeros(3, 2), "max_points": 2}, ConfigError, "max_points=2"),
         ({"points": torch.zeros(3, 2), "backend": "riper"}, ConfigError, "riper"),
@@ -125,11 +126,17 @@ def test_refusals(arguments, error, says):
         persistence(**arguments)
 
 
-def test_without_the_fast_backend(monkeypatch):
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+def test_what_is_installed_decides(monkeypatch):
+    installed: set[str] = {"ripser"}
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name if name in installed else None)
     assert backends.choose("auto") == "ripser"
-    with pytest.raises(ConfigError, match=r"pip install 'topoopt\[fast\]'"):
+    with pytest.raises(ConfigError, match="pip install redzed-tda"):
         backends.choose("redzed")
+    installed.clear()
+    with pytest.raises(ConfigError, match="installed: neither"):
+        backends.choose("auto")
+    installed.update({"redzed_tda", "ripser"})
+    assert backends.choose("auto") == "redzed"
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""A cloud of points made ready for squared distances that are right when points nearly coincide.
+"""A cloud of points, and all that is wanted of one: norms, distances, spanning tree, each computed once.
 
 |x - y|^2 = |x|^2 + |y|^2 - 2 <x, y> costs one matrix product, but it cancels: in float32 it is wrong by 6 % at a
 relative separation of 1e-3 and reads 0 below 1e-4, and near twins are the very pairs that matter here. So the pairs
@@ -7,7 +7,6 @@ whose squared distance is small against their norms are computed again from thei
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -15,11 +14,14 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
+from topoopt.geometry.near import NearPairs, cancels
+from topoopt.geometry.precision import minus_twice_product
+from topoopt.geometry.tree import SpanningTree, minimum_spanning_tree
 
-TRUST = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""A squared distance from the Gram matrix is trusted above this share of |x|^2 + |y|^2."""
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 24}
+CHUNK = {"cpu": 1 << 19, "accelerator": 1 << 24}
 """Numbers of a strip of a matrix, and of gathered differences: what stays in a processor's cache, or fills a GPU."""
+SMALLEST, LARGEST = 2.0**-120, 2.0**120
+"""What sizes are held between, so that no scale leaves the range of float32."""
 
 
 def as_points(points: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def as_points(points: Tensor) -> Tensor:
 
 
 def refuse_nonfinite(matrix: Tensor) -> Tensor:
-    """Return the matrix.
+    """Return the matrix (a host read).
 
     Raises:
         MeasurementError: naming the rows that hold NaN or infinite numbers.
@@ -59,49 +61,120 @@ def pair_distances(points: Tensor, i: Tensor, j: Tensor) -> Tensor:
     x = as_points(points)
     step, parts = max(1, chunk_of(x) // max(1, x.shape[1])), [x.new_zeros(0)]
     for a, b in zip(i.split(step), j.split(step)):
-        difference = x[a].sub_(x[b])
-        unit = difference.abs().amax(dim=1).clamp_min_(torch.finfo(x.dtype).tiny)  # so that no square underflows
-        parts.append(torch.linalg.vector_norm(difference.div_(unit[:, None]), dim=1).mul_(unit))
+        parts.append(lengths(x[a].sub_(x[b])))
     return torch.cat(parts)
+
+
+def lengths(differences: Tensor) -> Tensor:
+    """Norms of the rows of a matrix, which is overwritten: (m, d) -> (m,); no square under- or overflows."""
+    if not differences.shape[1]:
+        return differences.new_zeros(len(differences))
+    unit = differences.abs().amax(dim=1).clamp_min_(torch.finfo(differences.dtype).tiny)
+    return torch.linalg.vector_norm(differences.div_(unit[:, None]), dim=1).mul_(unit)
 
 
 def chunk_of(tensor: Tensor) -> int:
     """Numbers to work on at a time on a tensor's device."""
-    return CHUNK["cpu" if tensor.device.type == "cpu" else "cuda"]
+    return CHUNK["cpu" if tensor.device.type == "cpu" else "accelerator"]
+
+
+def strips_of(n: int, chunk: int) -> Iterator[slice]:
+    """Blocks of rows of an (n, n) matrix: of a strip only the columns from its own first row on are needed."""
+    rows = max(1, min(chunk // max(1, n), -(-n // 6) if n * n > chunk // 4 else n))
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """2^-e for a size in [2^(e-1), 2^e), exactly: by it numbers are scaled without rounding."""
+    held = size.clamp(SMALLEST, LARGEST)
+    mantissa, _ = torch.frexp(held)
+    return mantissa / held
 
 
 class Cloud:
-    """Points (n, d), a centred copy of them, and the squared norms of that.
+    """Points (n, d) with what is made of them, lazily and once.
 
-    The copy is scaled by a power of two, so that no square leaves the range of float32; squares are of that scale. With
-    `overwrite` it takes the place of the points, which are then good for `gram_squares` only.
+    The centred copy is scaled by a power of two, so that no square leaves the range of float32; squares are of that scale.
+    Holds the points as given, that copy, and the distances (n, n) once they have been asked for.
+
+    Raises:
+        MeasurementError: for anything but a floating-point (n, d) tensor.
     """
 
-    def __init__(self, points: Tensor, *, overwrite: bool = False) -> None:
+    def __init__(self, points: Tensor) -> None:
+        self.given = points.detach()
         self.points = as_points(points)
-        mean = self.points.mean(dim=0)  # without it norms are smaller, and less cancels
-        centred = self.points.sub_(mean) if overwrite else self.points - mean
-        size = float(torch.stack(centred.aminmax()).abs().max()) if centred.numel() else 0.0
-        if not math.isfinite(size):
-            refuse_nonfinite(self.points)
-            raise MeasurementError("the points' mean overflows: their entries are too large to be weights")
-        self.scale = 2.0 ** -min(max(math.frexp(size)[1], -120), 120)
-        self.centred = centred.mul_(self.scale)
+
+    @classmethod
+    def of(cls, points: Tensor | Cloud) -> Cloud:
+        """A cloud as it is, points made into one."""
+        return points if isinstance(points, Cloud) else cls(points)
 
     def __len__(self) -> int:
         return self.points.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Dimension of a point."""
+        return self.points.shape[1]
+
+    @cached_property
+    def _centring(self) -> tuple[Tensor, Tensor, Tensor]:
+        return centred_and_scaled(self.points - self.points.mean(dim=0) if len(self) else self.points.clone())
+
+    @property
+    def centred(self) -> Tensor:
+        """The points less their mean, times `scale`: (n, d). Without the mean norms are smaller, and less cancels."""
+        return self._centring[0]
+
+    @property
+    def scale(self) -> Tensor:
+        """The power of two that brings the largest entry of the centred points to [1/2, 1): 0-dim."""
+        return self._centring[1]
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether the points and their mean are finite numbers: 0-dim bool, on the device."""
+        return self._centring[2]
 
     @cached_property
     def norms(self) -> Tensor:
         """Squared norms of the centred copy: (n,)."""
         return torch.linalg.vector_norm(self.centred, dim=1).square_()
 
-    def mixed_with(self, other: Cloud) -> Cloud:
-        """The sum of the two centred copies, good for `gram_squares` only."""
-        mixture = object.__new__(Cloud)
-        mixture.points = mixture.centred = self.centred + other.centred
-        mixture.scale = 1.0
-        return mixture
+    @cached_property
+    def distances(self) -> Tensor:
+        """Distances between all points, (n, n): symmetric bit for bit, with a zero diagonal, right for near twins."""
+        found, near = self.points.new_empty(len(self), len(self)), NearPairs(self.points, thorough=True)
+        for rows in self.strips():
+            write_symmetric(found, rows, self.squares(rows, near).sqrt_().div_(self.scale))
+        return found
+
+    @cached_property
+    def tree(self) -> SpanningTree:
+        """Minimum spanning tree of the distances, its lengths right to rounding: H0's deaths."""
+        return minimum_spanning_tree(self.distances).remeasured(self.lengths_of)
+
+    def lengths_of(self, edges: Tensor) -> Tensor:
+        """Distances of pairs (m, 2) -> (m,) from their differences."""
+        return pair_distances(self.points, edges[:, 0], edges[:, 1])
+
+    def forget(self) -> None:
+        """Let go of the distances and the tree, which are computed again when asked for."""
+        for made in ("distances", "tree"):
+            self.__dict__.pop(made, None)
+
+    def require_finite(self) -> Cloud:
+        """Return the cloud (a host read).
+
+        Raises:
+            MeasurementError: naming the rows that hold NaN or infinite numbers.
+        """
+        if not bool(self.finite):
+            refuse_nonfinite(self.points)
+            raise MeasurementError("the points' mean overflows: their entries are too large to be weights")
+        return self
 
     @property
     def chunk(self) -> int:
@@ -110,29 +183,29 @@ class Cloud:
 
     def strips(self) -> Iterator[slice]:
         """Blocks of rows: of a strip only the columns from its own first row on are needed, the rest is its mirror."""
-        n = max(1, len(self))
-        rows = max(1, min(self.chunk // n, -(-n // 6) if n * n > self.chunk // 4 else n))
-        for start in range(0, len(self), rows):
-            yield slice(start, min(start + rows, len(self)))
+        return strips_of(len(self), self.chunk)
 
     def gram_squares(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Squared distances of a strip to columns rows.start.. by the Gram matrix, and the sums of squared norms."""
-        sums = self.norms[rows, None] + self.norms[None, rows.start :]
-        return torch.addmm(sums, self.centred[rows], self.centred[rows.start :].T, alpha=-2), sums
+        return gram_squares(self.centred, self.norms, rows)
 
-    def squares(self, rows: slice) -> Tensor:
+    def squares(self, rows: slice, near: NearPairs) -> Tensor:
         """Squared distances of a strip to columns rows.start..; only what is above the diagonal may be used."""
+        return self.squares_and_near(rows, near)[0]
+
+    def squares_and_near(self, rows: slice, near: NearPairs) -> tuple[Tensor, Tensor, Tensor]:
+        """`squares`, and where in the strip the near pairs are."""
         squares, sums = self.gram_squares(rows)
-        i, j = untrusted(squares, sums)
+        i, j = near.of(cancels(squares, sums))
         squares[i, j] = self.exact_squares(i + rows.start, j + rows.start)
-        return squares
+        return squares, i, j
 
     def exact_squares(self, i: Tensor, j: Tensor) -> Tensor:
         """Squared distances of pairs i, j (m,) -> (m,) from their differences.
 
         Of the points as they were given: the difference of two near twins is then exact, which centring would spoil.
         """
-        squares = self.centred.new_empty(len(i))
+        squares = self.points.new_empty(len(i))
         for part in self.pairs(len(i)):
             squares[part] = self.difference(i[part], j[part]).square_().sum(dim=1)
         return squares
@@ -143,12 +216,26 @@ class Cloud:
 
     def pairs(self, count: int) -> Iterator[slice]:
         """Blocks of pairs whose differences fit in a chunk."""
-        step = max(1, self.chunk // max(1, self.points.shape[1]))
+        step = max(1, self.chunk // max(1, self.d))
         return (slice(start, start + step) for start in range(0, count, step))
 
 
-def untrusted(squares: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries of a strip above the diagonal where the Gram matrix cancels; overwrites `sums`."""
-    i, j = (squares < sums.mul_(TRUST[squares.dtype])).nonzero(as_tuple=True)
-    above = j > i
-    return i[above], j[above]
+def centred_and_scaled(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale a centred cloud in place: it, its scale, and whether it is finite."""
+    size = torch.stack(centred.aminmax()).abs().amax() if centred.numel() else centred.new_zeros(())
+    scale = power_of_two(size)
+    return centred.mul_(scale), scale, torch.isfinite(size)
+
+
+def gram_squares(centred: Tensor, norms: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Squared distances of a strip to columns rows.start.. by the Gram matrix, and the sums of squared norms."""
+    sums = norms[rows, None] + norms[None, rows.start :]
+    return minus_twice_product(sums, centred[rows], centred[rows.start :]), sums
+
+
+def write_symmetric(matrix: Tensor, rows: slice, strip: Tensor) -> None:
+    """Put a strip, of which only what is above the diagonal is meant, and its mirror into a matrix."""
+    corner = strip[:, : rows.stop - rows.start]
+    corner.copy_(corner.triu(1) + corner.triu(1).T)
+    matrix[rows, rows.start :] = strip
+    matrix[rows.stop :, rows] = strip[:, rows.stop - rows.start :].T

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.cloud import as_points, chunk_of, refuse_nonfinite
+from topoopt.geometry.cloud import Cloud, as_points, chunk_of
 
 TOLERANCE = 1e-2
 """Of the root mean square norm of the neurons: smaller neurons are vanishing, closer ones are twins."""
@@ -46,20 +46,23 @@ def degeneracy(
         raise MeasurementError(f"{n} points have distances of shape ({n}, {n}), not {tuple(distances.shape)}")
     if not n:
         return Degeneracy(0, 0, 0, vanishing_tolerance, twin_tolerance)
-    norms = torch.linalg.vector_norm(as_points(points), dim=1)
-    nearest, scale = nearest_other(distances), torch.linalg.vector_norm(norms) / math.sqrt(n)
-    resolution = torch.finfo(points.dtype).eps * norms  # half an eps of each neuron, in every component
-    vanishing, twins, unresolved, size = torch.stack(
-        [
-            (norms <= vanishing_tolerance * scale).sum().to(norms.dtype),
-            (nearest <= twin_tolerance * scale).sum().to(norms.dtype),
-            (nearest <= resolution).sum().to(norms.dtype),
-            norms.sum(),
-        ]
-    ).tolist()
+    found = counts(points, nearest_other(distances), vanishing_tolerance, twin_tolerance)
+    vanishing, twins, unresolved, size = found.tolist()
     if not math.isfinite(size):
-        refuse_nonfinite(points)
+        Cloud(points).require_finite()
     return Degeneracy(int(vanishing), int(twins), int(unresolved), vanishing_tolerance, twin_tolerance)
+
+
+def counts(points: Tensor, nearest: Tensor, vanishing_tolerance: float, twin_tolerance: float) -> Tensor:
+    """Vanishing, twins, unresolved twins, and the sum of the norms: (4,), on the device.
+
+    Points (n, d) are in the dtype they are kept in, `nearest` (n,) is the distance of every point's nearest other.
+    """
+    norms = torch.linalg.vector_norm(as_points(points), dim=1)
+    scale = torch.linalg.vector_norm(norms) / math.sqrt(max(1, len(norms)))
+    resolution = torch.finfo(points.dtype).eps * norms  # half an eps of each neuron, in every component
+    few = norms <= vanishing_tolerance * scale, nearest <= twin_tolerance * scale, nearest <= resolution
+    return torch.stack([*(one.sum().to(norms.dtype) for one in few), norms.sum()])
 
 
 def nearest_other(distances: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topoopt.errors import MeasurementError
 from topoopt.geometry.cloud import as_points, refuse_nonfinite
+from topoopt.geometry.distances import checked_distances
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,35 @@ def maxmin(points: Tensor | None = None, k: int = 512, *, distances: Tensor | No
     until the end.
 
     Raises:
-        MeasurementError: unless exactly one of `points` and `distances` is given, for k < 1, and for NaN or infinite
-            entries, naming the rows.
+        MeasurementError: unless exactly one of `points` and `distances` is given, for k < 1, for NaN or infinite
+            entries, naming the rows, and for distances that are none.
     """
     if (points is None) == (distances is None):
         raise MeasurementError("maxmin needs points or distances, one of them")
     if k < 1:
         raise MeasurementError(f"k={k} landmarks cover nothing: give 1 or more")
-    cloud = as_points(points) if points is not None else distances
-    assert cloud is not None
-    n = cloud.shape[0]
-    if k >= n:
-        return Landmarks(torch.arange(n, device=cloud.device), 0.0)
-    first = torch.randint(n, (1,), generator=torch.Generator().manual_seed(seed)).to(cloud.device)
-    chosen, nearest = [first], _row(cloud, first, distances is not None)
-    for _ in range(k - 1):
-        chosen.append(nearest.argmax(dim=0, keepdim=True))
-        nearest = torch.minimum(nearest, _row(cloud, chosen[-1], distances is not None))
-    radius = float(nearest.max())
+    cloud = as_points(points) if points is not None else checked_distances(distances)
+    indices, reached = farthest_first(cloud, k, seed=seed, are_distances=points is None)
+    radius = float(reached)
     if not math.isfinite(radius):
         refuse_nonfinite(cloud)
-    return Landmarks(torch.cat(chosen), radius)
+    return Landmarks(indices, radius)
 
 
-def _row(cloud: Tensor, index: Tensor, is_distances: bool) -> Tensor:
+def farthest_first(cloud: Tensor, k: int, *, seed: int = 0, are_distances: bool) -> tuple[Tensor, Tensor]:
+    """Indices (k,) and covering radius (0-dim) of landmarks of points (n, d) or distances (n, n); nothing is read."""
+    n = cloud.shape[0]
+    if k >= n:
+        return torch.arange(n, device=cloud.device), cloud.new_zeros(())
+    first = torch.randint(n, (1,), generator=torch.Generator().manual_seed(seed)).to(cloud.device)
+    chosen, nearest = [first], _row(cloud, first, are_distances)
+    for _ in range(k - 1):
+        chosen.append(nearest.argmax(dim=0, keepdim=True))
+        nearest = torch.minimum(nearest, _row(cloud, chosen[-1], are_distances))
+    return torch.cat(chosen), nearest.amax()
+
+
+def _row(cloud: Tensor, index: Tensor, are_distances: bool) -> Tensor:
     """Distances of all points to one of them, (n,); from points by the differences, so equal points have distance 0."""
     row = cloud.index_select(0, index)
-    return row[0] if is_distances else torch.linalg.vector_norm(cloud - row, dim=1)
+    return row[0] if are_distances else torch.linalg.vector_norm(cloud - row, dim=1)

@@ -1,53 +1,34 @@
-"""Matrix products in full float32, whatever the user has allowed for the model's own."""
+"""Matrix products in full float32, whatever the user has allowed for the model's own.
+
+The switches that allow TF32 and bfloat16 belong to the whole process, so they are read here and never set: another thread
+would see it. Where one is on, the product is taken in float64 instead, a stretch of the inner dimension at a time.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
-    """No TF32, no bfloat16 products and no autocast inside; the user's settings are put back after.
-
-    TF32 keeps 10 bits of a product's factors, which is an error of 3 % in a distance a tenth of the norms.
-    """
-    switches = _Legacy() if not hasattr(torch.backends.cuda.matmul, "fp32_precision") else _PerBackend()
-    with torch.autocast(x.device.type, enabled=False):
-        try:
-            yield
-        finally:
-            switches.restore()
+LOWERED = frozenset({"tf32", "bf16"})
+"""TF32 keeps 10 bits of a product's factors, which is an error of 3 % in a distance a tenth of the norms."""
+STRETCH = 1 << 10
+"""Columns that are turned to float64 at a time."""
 
 
-class _PerBackend:
-    """The switches of torch 2.9 and later; reading the older ones beside them raises."""
-
-    def __init__(self) -> None:
-        self._matmuls: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
-        self._allowed = [m.fp32_precision for m in self._matmuls]
-        for matmul, allowed in zip(self._matmuls, self._allowed):
-            if allowed not in ("ieee", "none"):
-                matmul.fp32_precision = "ieee"
-
-    def restore(self) -> None:
-        for matmul, allowed in zip(self._matmuls, self._allowed):
-            if allowed not in ("ieee", "none"):
-                matmul.fp32_precision = allowed
+def lowered(device: torch.device) -> bool:
+    """Whether a device may take float32 products in less than float32; reads switches, sets none."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9 there is one switch
+        return torch.get_float32_matmul_precision() != "highest"
+    on_cpu = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+    return (on_cpu if device.type == "cpu" else torch.backends.cuda.matmul).fp32_precision in LOWERED
 
 
-class _Legacy:
-    """The one switch of earlier versions, for every device."""
-
-    def __init__(self) -> None:
-        self._allowed = torch.get_float32_matmul_precision()
-        if self._allowed != "highest":
-            torch.set_float32_matmul_precision("highest")
-
-    def restore(self) -> None:
-        if self._allowed != "highest":
-            torch.set_float32_matmul_precision(self._allowed)
+def minus_twice_product(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`sums - 2 a b^T` in the full precision of its arguments: (n, m), (n, d), (m, d) -> (n, m)."""
+    with torch.autocast(a.device.type, enabled=False):
+        if a.dtype is torch.float64 or not lowered(a.device):
+            return torch.addmm(sums, a, b.T, alpha=-2)
+        found = sums.double()
+        for x, y in zip(a.split(STRETCH, dim=1), b.split(STRETCH, dim=1)):
+            found.addmm_(x.double(), y.double().T, alpha=-2)
+        return found.to(sums.dtype)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from topoopt.geometry.cloud import chunk_of
-from topoopt.homology.h0 import spanning_tree
+from topoopt.geometry.distances import checked_distances
+from topoopt.geometry.tree import minimum_spanning_tree
 
 NEAREST = 32
 """Neighbours of each end that are tried first: they rule out almost all pairs."""
@@ -24,9 +25,10 @@ def loop_births(distances: Tensor) -> Tensor:
     Exact where no two distances are equal; among equal ones it may count loops of length 0. Holds (n, n) booleans.
 
     Raises:
-        MeasurementError: as `spanning_tree` does.
+        MeasurementError: as `spanning_tree` does, for distances that are none.
     """
-    tree = spanning_tree(distances)
+    distances = checked_distances(distances)
+    tree = minimum_spanning_tree(distances)
     if len(distances) < 3:
         return distances.new_zeros(0)
     i, j = _relative_neighbours(distances, _candidates(distances))

@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from topoopt.errors import MeasurementError
+from topoopt.homology.matching import bottleneck_distance
 
 
 def bottleneck(a: np.ndarray, b: np.ndarray, *, log: bool = False) -> float:
-    """Bottleneck distance of two diagrams, by persim.
+    """Bottleneck distance of two diagrams, exactly.
 
     Essential classes are matched with each other, by birth; if their numbers differ the distance is inf. With `log`
     births and deaths are compared on a logarithmic scale; where all births are 0, as in H0, that is the distance of the
@@ -32,12 +33,25 @@ def bottleneck(a: np.ndarray, b: np.ndarray, *, log: bool = False) -> float:
             return math.inf
         births_a, births_b = (np.log(births[births > 0]) for births in (births_a, births_b))
     essential = float(np.abs(births_a - births_b).max(initial=0.0))
-    return max(essential, _finite_bottleneck(finite_a, finite_b))
+    return max(essential, bottleneck_distance(finite_a, finite_b))
 
 
 def total_persistence(diagram: np.ndarray, *, log: bool = False) -> float:
     """Sum of the finite lifetimes death - birth; with `log` of log(death / birth), features born at 0 left out."""
     return float(_lifetimes(diagram, log).sum())
+
+
+def log_persistence(diagram: np.ndarray) -> float:
+    """Sum of log(death / birth) over the finite features born above 0: a diagram's size, whatever the units of its cloud.
+
+    0 for a diagram without such features, and for H0, whose births are all 0.
+    """
+    return total_persistence(diagram, log=True)
+
+
+def largest_loop(diagram: np.ndarray) -> float:
+    """Longest finite lifetime death - birth, 0 where there is none; over the cloud's diameter it has no units."""
+    return float(_lifetimes(diagram, False).max(initial=0.0))
 
 
 def persistence_entropy(diagram: np.ndarray, *, log: bool = False) -> float:
@@ -101,12 +115,3 @@ def _log(diagram: np.ndarray) -> np.ndarray:
     if (diagram <= 0).any():
         raise MeasurementError("log needs positive births and deaths; here some are 0 and others are not")
     return np.log(diagram)
-
-
-def _finite_bottleneck(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (d[d[:, 0] < d[:, 1]] for d in (a, b))
-    if not len(a) or not len(b):  # persim warns of these
-        return max((float((d[:, 1] - d[:, 0]).max() / 2) for d in (a, b) if len(d)), default=0.0)
-    import persim
-
-    return float(np.asarray(persim.bottleneck(a, b)))

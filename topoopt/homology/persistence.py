@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import ConfigError, MeasurementError
-from topoopt.geometry import distances as pairwise
-from topoopt.geometry import maxmin
-from topoopt.geometry.cloud import refuse_nonfinite
+from topoopt.geometry import Cloud, checked_distances
 from topoopt.homology import backends
-from topoopt.homology.h0 import spanning_tree
+from topoopt.homology.h0 import h0_diagram
+from topoopt.homology.sample import Sample, sample_of
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,21 @@ def persistence(
     if (points is None) == (distances is None):
         raise MeasurementError("persistence needs points or distances, one of them")
     chosen = backends.choose(backend)
-    d = pairwise(points) if points is not None else checked(distances)
-    found = compute(d, degree, max_points, backends.rips(chosen), chosen, points=points)
+    d = checked_distances(distances) if distances is not None else None
+    cloud = Cloud(points).require_finite() if points is not None else None
+    sample = sample_of(d, cloud, max_points if degree else 0)
+    found = compute(sample, degree, backends.rips(chosen), chosen)
     return replace(found, seconds=time.perf_counter() - began)
 
 
 @torch.no_grad()
-def compute(
-    distances: Tensor, degree: int, max_points: int, rips: backends.Rips, backend: str, *, points: Tensor | None = None
-) -> Persistence:
-    """Compute the diagrams of finite distances (n, n) by a given back-end; with the `points`, H0 right to rounding."""
+def compute(sample: Sample, degree: int, rips: backends.Rips, backend: str) -> Persistence:
+    """Compute the diagrams of a sample by a given back-end."""
     began = time.perf_counter()
-    h0 = h0_diagram(spanning_tree(distances, points=points).deaths)[: len(distances)]
-    sample, radius, notes = subsample(distances, max_points) if degree else (distances[:0, :0], 0.0, ())
-    higher = rips_above_zero(rips, sample.cpu().numpy(), degree)
-    return Persistence([h0, *higher], radius, backend, time.perf_counter() - began, notes)
+    h0 = h0_diagram(sample.deaths)[: sample.n]
+    higher = rips_above_zero(rips, sample.distances.cpu().numpy(), degree)
+    radius = float(sample.radius)
+    return Persistence([h0, *higher], radius, backend, time.perf_counter() - began, sample.notes())
 
 
 def rips_above_zero(rips: backends.Rips, distances: np.ndarray, degree: int) -> list[np.ndarray]:
@@ -77,34 +76,3 @@ def rips_above_zero(rips: backends.Rips, distances: np.ndarray, degree: int) -> 
     if len(distances) < 3:
         return [np.zeros((0, 2)) for _ in range(degree)]
     return rips(distances, degree)[1:]
-
-
-def checked(distances: Tensor | None) -> Tensor:
-    """Return finite distances in float32 or float64; raise MeasurementError for anything else, naming the neurons."""
-    assert distances is not None
-    if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.is_floating_point():
-        raise MeasurementError(
-            f"distances are a {distances.dtype} tensor of shape {tuple(distances.shape)}: give a floating-point (n, n) one"
-        )
-    return refuse_nonfinite(distances.detach() if distances.dtype is torch.float64 else distances.detach().float())
-
-
-def subsample(distances: Tensor, max_points: int) -> tuple[Tensor, float, tuple[str, ...]]:
-    """Return the distances of at most `max_points` landmarks, their covering radius, and what must be said about it."""
-    n = distances.shape[0]
-    if n <= max_points:
-        return distances, 0.0, ()
-    landmarks = maxmin(distances=distances, k=max_points)
-    sample = distances[landmarks.indices][:, landmarks.indices]
-    diameter = float(distances.max())
-    bound = 2 * landmarks.radius
-    note = f"homology above degree 0 is of {max_points} maxmin landmarks of {n} neurons, right to {bound:.4g}"
-    if bound >= diameter / 2:
-        note += f": more than half the diameter {diameter:.4g}, so it says nothing of these neurons; raise max_points"
-    return sample, landmarks.radius, (note,)
-
-
-def h0_diagram(deaths: Tensor) -> np.ndarray:
-    """Births 0, deaths the spanning tree's edges, and the one class that never dies: (n - 1,) -> (n, 2)."""
-    finite = deaths.double().cpu().numpy()
-    return np.column_stack([np.zeros(len(finite) + 1), np.append(finite, np.inf)])

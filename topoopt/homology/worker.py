@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
+import logging
+import re
 import threading
 import time
-import weakref
-from collections import deque
-from contextlib import suppress
+from collections import Counter, deque
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from topoopt.homology import backends
-from topoopt.homology.persistence import Persistence, checked, compute
+from topoopt.device import Ready
+from topoopt.errors import MeasurementError
+from topoopt.geometry import Cloud, checked_distances
+from topoopt.homology import backends, lifetime
+from topoopt.homology.persistence import Persistence, compute
 from topoopt.homology.process import ProcessRips
+from topoopt.homology.sample import Sample, sample_of
 
 LIMIT = 300.0
 """Seconds after which a job counts as hung and its worker is replaced."""
 CAPACITY = 64
-"""Jobs that may wait; they hold their distance matrices."""
-EXIT = 60.0
-"""Seconds that the end of the program waits for a thread inside a back-end: it must not wake up in what is left of it."""
-NICENESS = 10
-"""The worker gives way to the training where the two share a processor."""
+"""Jobs that may wait."""
+MAX_BYTES = 256 << 20
+"""Bytes of distances that may wait."""
+GIVEN_UP = "given up: the worker was closed before it was done"
+FORKED = "it belongs to the process that this one was forked from"
+
+logger = logging.getLogger("topoopt")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Finished:
 class _Job:
     group: str
     step: int
-    distances: Tensor
-    ready: torch.Event | None
+    sample: Sample
+    ready: Ready
     """Recorded where the distances were made, on a stream that the worker's own does not wait for."""
 
     def failed(self, error: str) -> Finished:
@@ -54,10 +57,14 @@ class _Job:
 class HomologyWorker:
     """Computes diagrams of degrees 0 to `degree` in the background, in the order in which they were asked for.
 
-    redzed-tda runs in a thread, since it lets go of the GIL; ripser in a process of its own, through a thread. The thread
-    is a daemon and lives while there are jobs. A crashed process fails its job and is replaced at the next; a job that
-    takes longer than `limit` seconds is given up together with its worker, and those behind it go to a new one. When
-    more than `capacity` jobs wait, the oldest of them is dropped. All of this comes back from `collect`, as an error.
+    The back-end runs in a process of its own, through a thread, which is a daemon and lives while there are jobs. A crashed
+    process fails its job and is replaced at the next; a job that takes longer than `limit` seconds is given up together with
+    its process, and those behind it go to a new one. When more than `capacity` jobs or `max_bytes` of distances wait, the
+    oldest are dropped (one alone always may wait). All of this comes back from `collect`, as an error; each cause is logged
+    once.
+
+    Nothing outlives the program: it ends without waiting, the process ends with it, and what was on its way is lost unless
+    `collect` or `close` was called. A fork of the program begins with an empty worker of its own.
     """
 
     def __init__(
@@ -68,9 +75,23 @@ class HomologyWorker:
         *,
         limit: float = LIMIT,
         capacity: int = CAPACITY,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._degree, self._max_points, self._backend = degree, max_points, backends.choose(backend)
-        self._limit, self._capacity = limit, capacity
+        self._limit, self._capacity, self._max_bytes = limit, capacity, max_bytes
+        self.failures: Counter[str] = Counter()
+        """How often a job has failed, by cause."""
+        self._replaced = 0
+        self._threads: list[threading.Thread] = []
+        self._begin()
+        lifetime.register(self)
+
+    def join(self, deadline: float) -> None:
+        """Wait for the threads of a worker that was closed, until the clock says so."""
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _begin(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._done: list[Finished] = []
@@ -78,28 +99,70 @@ class HomologyWorker:
         """The job under way, and when it began."""
         self._serving: object | None = None
         """Stands for the thread that serves; one that finds another here has been given up."""
-        self._rips = self._new_rips()
-        self._replaced = 0
-        self._threads: list[threading.Thread] = []
-        if not _workers:
-            atexit.unregister(_end_all)
-            atexit.register(_end_all)
-        _workers.add(self)
+        self._rips = ProcessRips(self._backend)
 
     @property
     def restarts(self) -> int:
-        """Workers that were lost to a crash or a hang."""
-        return self._replaced + (self._rips.deaths if isinstance(self._rips, ProcessRips) else 0)
+        """Processes that were lost to a crash or a hang."""
+        return self._replaced + self._rips.deaths
 
-    def submit(self, group: str, step: int, distances: Tensor) -> None:
-        """Ask for the diagrams of distances (n, n). Returns at once; they are not copied and must not be changed."""
-        ready = torch.cuda.current_stream(distances.device).record_event() if distances.is_cuda else None
+    @property
+    def pending(self) -> list[tuple[str, int]]:
+        """(group, step) of the jobs that run or wait."""
+        with self._changed:
+            return [(job.group, job.step) for job in self._unfinished()]
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes held by the jobs that wait."""
+        return sum(job.sample.nbytes for job in tuple(self._waiting))
+
+    def submit(
+        self,
+        group: str,
+        step: int,
+        distances: Tensor | None = None,
+        *,
+        points: Tensor | Cloud | None = None,
+        deaths: np.ndarray | Tensor | None = None,
+        trusted: bool = False,
+    ) -> None:
+        """Ask for the diagrams of distances (n, n), or of points (n, d). Returns at once; neither may be changed afterwards.
+
+        Of more than `max_points` points maxmin landmarks are chosen here, on their device; only their distances wait. With
+        the `deaths` (n - 1,) of H0, which a `CloudMeasurement` holds, the spanning tree is not computed again, and of points
+        nothing is read but the number of near twins. A matrix that holds no distances, and points that are not finite, fail
+        the job. Distances that `geometry` has made of finite points are `trusted`: nothing of them is read here.
+
+        Raises:
+            MeasurementError: unless one of distances and points is given.
+        """
+        if (distances is None) == (points is None):
+            raise MeasurementError("submit needs distances or points, one of them")
+        try:
+            d = distances if distances is None or trusted else checked_distances(distances)
+            cloud = None if points is None else Cloud.of(points)
+            if cloud is not None and deaths is None:
+                cloud.require_finite()  # else it was measured, and has been found finite
+            sample = sample_of(d, cloud, self._max_points if self._degree else 0, deaths=deaths)
+        except MeasurementError as error:
+            with self._changed:
+                self._finish(Finished(group, step, None, f"{type(error).__name__}: {error}"))
+            return
         with self._changed:
             self._replace_if_hung()
-            self._waiting.append(_Job(group, step, distances.detach(), ready))
-            if len(self._waiting) > self._capacity:
-                self._done.append(self._waiting.popleft().failed(f"dropped: {self._capacity} newer jobs were waiting"))
+            self._waiting.append(_Job(group, step, sample, Ready(sample.distances)))
+            self._drop()
             self._start()
+
+    def _drop(self) -> None:
+        bytes_waiting = self.waiting_bytes
+        while len(self._waiting) > 1 and (len(self._waiting) > self._capacity or bytes_waiting > self._max_bytes):
+            many = len(self._waiting) > self._capacity
+            oldest = self._waiting.popleft()
+            bytes_waiting -= oldest.sample.nbytes
+            limit = f"{self._capacity} newer jobs were" if many else f"more than {self._max_bytes >> 20} MiB were"
+            self._finish(oldest.failed(f"dropped: {limit} waiting"))
 
     def collect(self, wait: bool = False, timeout: float | None = None) -> list[Finished]:
         """Return what has finished since the last call; with `wait` until nothing is left or `timeout` seconds passed."""
@@ -112,16 +175,38 @@ class HomologyWorker:
             done, self._done = self._done, []
         return done
 
-    def close(self) -> None:
-        """Stop; jobs that wait or run, and results that have not been collected, are lost. Another submit starts anew."""
+    def close(self) -> list[Finished]:
+        """Stop at once. Returns what has not been collected; jobs that wait or run are in it, with an error.
+
+        Another submit starts anew.
+        """
         with self._changed:
+            lost = [job.failed(GIVEN_UP) for job in self._unfinished()]
+            done, self._done = [*self._done, *lost], []
             self._serving = self._running = None
             self._waiting.clear()
-            self._done.clear()
             self._abandon()
+            self._changed.notify_all()
+        return done
 
-    def _new_rips(self) -> ProcessRips | backends.Rips:
-        return ProcessRips() if self._backend == "ripser" else backends.rips(self._backend)
+    def _unfinished(self) -> list[_Job]:
+        return [*([self._running[0]] if self._running else []), *self._waiting]
+
+    def _finish(self, result: Finished) -> None:
+        """File a result; a failure is counted by its cause, and logged the first time."""
+        self._done.append(result)
+        if not result.error:
+            return
+        cause = re.sub(r"\d[\d.]*(e[+-]?\d+)?", "N", result.error)
+        self.failures[cause] += 1
+        if self.failures[cause] == 1:
+            logger.warning(
+                "topoopt: homology of group %r at step %d failed (%s); training goes on, further failures of this kind are "
+                "only counted",
+                result.group,
+                result.step,
+                result.error,
+            )
 
     def _start(self) -> None:
         if self._serving is None:
@@ -131,8 +216,8 @@ class HomologyWorker:
             thread.start()
             self._threads = [*(one for one in self._threads if one.is_alive()), thread]
 
-    def _serve(self, me: object, rips: ProcessRips | backends.Rips) -> None:
-        _give_way()
+    def _serve(self, me: object, rips: ProcessRips) -> None:
+        lifetime.give_way()
         while True:
             with self._changed:
                 if self._serving is not me:
@@ -147,14 +232,13 @@ class HomologyWorker:
                 if self._serving is not me:
                     return
                 self._running = None
-                self._done.append(result)
+                self._finish(result)
                 self._changed.notify_all()
 
-    def _compute(self, job: _Job, rips: ProcessRips | backends.Rips) -> Finished:
+    def _compute(self, job: _Job, rips: ProcessRips) -> Finished:
         try:
-            if job.ready is not None:
-                job.ready.synchronize()
-            found = compute(checked(job.distances), self._degree, self._max_points, rips, self._backend)
+            job.ready.wait()
+            found = compute(job.sample, self._degree, rips, self._backend)
         except Exception as error:
             return job.failed(f"{type(error).__name__}: {error}")
         return Finished(job.group, job.step, found)
@@ -169,7 +253,7 @@ class HomologyWorker:
         if self._running is None or time.monotonic() - self._running[1] < self._limit:
             return
         job, _ = self._running
-        self._done.append(job.failed(f"no result after {self._limit:g} seconds: the worker was replaced"))
+        self._finish(job.failed(f"no result after {self._limit:g} seconds: the worker was replaced"))
         self._serving = self._running = None
         self._replaced += 1
         self._abandon()
@@ -177,27 +261,15 @@ class HomologyWorker:
             self._start()
 
     def _abandon(self) -> None:
-        """Leave the back-end to whoever still runs it; a process can be ended, a thread only be ignored."""
-        if isinstance(self._rips, ProcessRips):
-            self._replaced += self._rips.deaths
-            self._rips.kill()
-            self._rips = ProcessRips()
+        """End the process, and leave the thread that waits for it to find out."""
+        self._replaced += self._rips.deaths
+        self._rips.kill()
+        self._rips = ProcessRips(self._backend)
 
-
-_workers: weakref.WeakSet[HomologyWorker] = weakref.WeakSet()
-"""Those that the end of the program must stop."""
-
-
-def _end_all() -> None:
-    deadline = time.monotonic() + EXIT
-    for worker in list(_workers):
-        worker.close()
-        for thread in worker._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _give_way() -> None:
-    """Lower this thread's priority, and with it that of a process it starts, where threads have one of their own."""
-    if sys.platform == "linux":
-        with suppress(OSError):  # a courtesy that a sandbox may forbid
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    def begin_anew(self) -> None:
+        """In a fork of the program: the thread is not there, its lock may be held for ever, the process is another's."""
+        lost = [job.failed(FORKED) for job in self._unfinished()]
+        self._rips.forget()
+        self._threads = []
+        self._begin()
+        self._done = lost
