@@ -427,9 +427,9 @@ hf(
     "xlnet",
     "XLNetLMHeadModel",
     {"vocab_size": 50, "d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 20},
-    hidden=[6, 6, 20, 20],
+    hidden=[20, 20],
     head=[4, 4],
-    head_dim=[6, 6],
+    head_dim=[6, 6, 6, 6],
 )
 hf(
     "mamba",
@@ -453,9 +453,8 @@ hf(
         "n_groups": 2,
         "chunk_size": 4,
     },
-    channel=[8, 8],
     head=[2, 2, 2, 2],
-    head_dim=[5, 5],
+    head_dim=[5, 5, 8, 8],
     residual=[16],
 )
 hf(
@@ -681,7 +680,7 @@ hf(
     hidden=[16, 16, 16, 16],
     head=[2, 2, 8],
     head_dim=[2, 4, 4, 8, 8, 32],
-    residual=[16, 16],
+    residual=[6, 16, 16],
 )
 hf(
     "llama4_text",

@@ -13,20 +13,15 @@ from torch import Tensor, nn
 
 from topoopt.errors import DiscoveryError
 from topoopt.neurons import NeuronGroup, Slice, discover, verify
-from topoopt.neurons.gate import Gate
+from topoopt.neurons.copying import copy_of
+from topoopt.neurons.gate import Gate, relative_change
 from topoopt.neurons.judging import judge
-from topoopt.neurons.twin import copy_of
 
 CONTROLS = [
     "mlp", "mlp_layer_norm", "cnn_batch_norm", "resnet", "group_norm", "grouped_convolution", "unet", "densenet", "lstm",
     "gru", "lstm_both_ways", "torch_transformer_encoder", "attention_fused_thirds", "grouped_query_attention",
     "gated_halves", "weight_norm", "low_rank_adapter", "gpt2", "llama", "mixtral", "t5",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPOOPT_CACHE", str(tmp_path))
 
 
 def build(name: str) -> Example:
@@ -194,7 +189,9 @@ def test_models_on_meta_are_judged_by_a_small_sibling() -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=4, vocab_size=5000))
+    state = torch.get_rng_state()
     groups = discover(model, torch.zeros(1, 6, dtype=torch.int64, device="meta"))
+    assert torch.equal(state, torch.get_rng_state())
     assert (
         sorted((g.kind, g.n) for g in groups if g.kind in ("hidden", "head"))
         == [("head", 4)] * 8 + [("hidden", 1024)] * 4
@@ -210,3 +207,101 @@ def test_models_on_meta_without_a_configuration_are_reported_as_unverified() -> 
     assert not groups
     assert list(groups.unverified) == ["0"]
     assert "no data" in groups.unverified["0"]
+
+
+class Masked(nn.Module):
+    """A policy whose forbidden actions are filled, in one of the ways that are usual."""
+
+    def __init__(self, fill: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.fill = nn.Linear(5, 8), nn.Linear(8, 6), fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.b(torch.tanh(self.a(x)))
+        forbidden = torch.tensor([True, False, True, True, True, True])
+        return self.fill(logits, forbidden)
+
+
+FILLS = {
+    "lowest": lambda logits, mask: logits.masked_fill(mask, torch.finfo(torch.float32).min),
+    "infinite": lambda logits, mask: logits.masked_fill(mask, -torch.inf),
+    "added": lambda logits, mask: logits + mask * -1e9,
+    "added, small": lambda logits, mask: logits + mask * -1e4,
+    "undefined": lambda logits, mask: logits.masked_fill(mask, torch.nan),
+    "large entries": lambda logits, mask: torch.where(mask, logits * 1e30, logits),
+    "zero": lambda logits, mask: logits.masked_fill(mask, 0.0),
+    "probabilities": lambda logits, mask: logits.masked_fill(mask, -torch.inf).log_softmax(0),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_filled_entries_blind_the_gate_to_nothing(name: str) -> None:
+    """What is no symmetry moves the one entry that is free, however large the others are."""
+    model, x = Masked(FILLS[name]), rand(7, 5)
+    columns_forgotten = (Slice("a.weight", 0, stride=8), Slice("a.bias", 0, stride=8, role="bias"))
+    wrong = NeuronGroup("wrong", "hidden", 8, columns_forgotten)
+    right = replace(wrong, name="right", slices=(*columns_forgotten, Slice("b.weight", 1, stride=8, role="in")))
+    assert verify(model, wrong, x) > 1e-3
+    assert verify(model, right, x) < 1e-12
+    assert [(g.kind, g.n) for g in discover(model, x)] == [("hidden", 8)]
+
+
+@pytest.mark.parametrize("large", [1e4, 1e9, 1e30, torch.inf])
+def test_a_change_is_seen_next_to_entries_of_any_size(large: float) -> None:
+    was = torch.tensor([1.0, -0.5, large, -large], dtype=torch.float64)
+    assert relative_change(was.clone(), was) == 0.0
+    moved = was.clone()
+    moved[1] += 1e-6
+    assert 1e-7 < relative_change(moved, was) < 1e-5
+    other = was.clone()
+    other[2] = -large
+    assert relative_change(other, was) >= 1.0
+    rounded = was * (1 + 1e-15)
+    assert relative_change(rounded, was) < 1e-12
+
+
+def test_rounding_of_small_entries_is_no_change() -> None:
+    """An entry that happens to be near 0 has the rounding of the others."""
+    was = rand(100_000).double()
+    was[0] = 1e-14
+    assert relative_change(was + 1e-15, was) < 1e-12
+
+
+class Restless(nn.Module):
+    """Counts its runs, where no copy can be put back: in a slot of its class."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).runs += 1
+        return self.b(self.a(x).tanh()) * type(self).runs
+
+
+def test_a_model_that_never_answers_twice_the_same_is_named() -> None:
+    groups = discover(Restless(), rand(4, 5))
+    assert not groups
+    assert "another output each time" in groups.unverified["a"]
+
+
+def test_what_a_branch_hangs_on_is_left_alone() -> None:
+    """One branch is seen in a run; which unit it looks at must not become another."""
+
+    class Branching(nn.Module):
+        def __init__(self, look: Any) -> None:
+            super().__init__()
+            self.a, self.b, self.look = nn.Linear(5, 8), nn.Linear(8, 3), look
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(torch.tanh(h) if self.look(h) else torch.sin(h))
+
+    def sizes(look: Any) -> list[int]:
+        return [group.n for group in discover(Branching(look), rand(4, 5))]
+
+    assert sizes(lambda h: h[0, 0] > 0) == sizes(lambda h: h[0].tolist()[0] > 0) == []
+    assert sizes(lambda h: (h[:, :4].sum() > 0).item()) == [4, 4]
+    assert sizes(lambda h: h.sum() > 0) == [8]

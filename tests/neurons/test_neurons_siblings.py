@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from topoopt.neurons import NeuronGroup, cache, discover
+from topoopt.neurons import NeuronGroup, discover
 
 
 class Experts(nn.Module):
@@ -74,12 +74,6 @@ class Uneven(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([(i + 1.0) * branch(x) for i, branch in enumerate(self.branches)]).sum(0)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPOOPT_CACHE", str(tmp_path))
-    cache.clear()
 
 
 def the_bank(model: nn.Module, x: Tensor, name: str) -> NeuronGroup:
@@ -170,16 +164,6 @@ def test_layers_of_a_stack_are_no_guess_that_failed() -> None:
     assert "branches" in discover(Uneven(), torch.randn(16, 6)).unverified
 
 
-def test_a_bank_comes_back_from_the_cache_as_it_was() -> None:
-    model, x = Experts(sparse=True), torch.randn(16, 6)
-    found = discover(model, x)
-    assert any("could not be exported" in note for note in found.notes)
-    cache.clear()  # what is in memory; the file stays
-    again = discover(model, x)
-    assert list(again) == list(found)
-    assert "siblings" in str(again)
-
-
 class InFloat32(nn.Module):
     """A kernel that takes float32 alone, between two layers."""
 
@@ -207,7 +191,7 @@ def test_what_rounding_would_hide_is_not_called_verified() -> None:
     assert "rounding would hide a mistake" in reason
 
 
-def test_experts_of_a_model_that_cannot_be_exported() -> None:
+def test_experts_that_are_routed_to_in_python() -> None:
     """Switch Transformers: routing by index in Python, and a dictionary of expert modules in each sparse layer."""
     from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 

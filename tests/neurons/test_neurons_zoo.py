@@ -15,11 +15,6 @@ from torch import Tensor, nn
 from topoopt.neurons import Discovery, NeuronGroup, discover
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPOOPT_CACHE", str(tmp_path))
-
-
 def build(name: str) -> Example:
     with torch.random.fork_rng():
         torch.manual_seed(0)

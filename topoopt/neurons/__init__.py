@@ -1,26 +1,28 @@
 """Neurons: the groups of interchangeable units of any model, found and proved."""
 
-from topoopt.neurons.compacting import Compacted, compact
-from topoopt.neurons.coverage import Coverage, optimizer_coverage
+from topoopt.neurons.compacting import Compacted, Compaction, compact
 from topoopt.neurons.finding import Discovery, discover
-from topoopt.neurons.group import NeuronGroup, Slice
+from topoopt.neurons.group import NeuronGroup, Slice, tensor_ids, unwrap
 from topoopt.neurons.judging import Verdict, admitted, verify
-from topoopt.neurons.selection import parameter_names, select
-from topoopt.neurons.unwrapping import unwrap
+from topoopt.neurons.running import call_parts
+from topoopt.neurons.selection import Coverage, optimizer_coverage, parameter_names, select
 
 __all__ = [
     "Compacted",
+    "Compaction",
     "Coverage",
     "Discovery",
     "NeuronGroup",
     "Slice",
     "Verdict",
     "admitted",
+    "call_parts",
     "compact",
     "discover",
     "optimizer_coverage",
     "parameter_names",
     "select",
+    "tensor_ids",
     "unwrap",
     "verify",
 ]

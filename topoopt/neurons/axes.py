@@ -140,6 +140,10 @@ def regroup(factors: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
                 first, rest = _divide(head, need)
                 taken.append(first)
                 queue.insert(0, rest)
+            elif head.kind == "sum" and (block := math.gcd(*(segment.size for segment in head.segments()))) > 1:
+                blocks = Axis.product([Axis(head.size // block), Axis(block)])
+                unify(blocks, head)  # the same block in each segment
+                queue[:0] = blocks.factors()
             else:
                 head.freeze(f"a reshape cuts through an axis of size {head.size}")
                 taken.append(Axis(need, head.frozen or "cut by a reshape"))

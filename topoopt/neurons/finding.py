@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from topoopt.neurons import cache, fallback, siblings, standin
+from topoopt.neurons import fallback, siblings, standin
 from topoopt.neurons.candidates import candidates
-from topoopt.neurons.gate import Gate
-from topoopt.neurons.group import NeuronGroup, Slice, named_tensors
+from topoopt.neurons.copying import at_rest
+from topoopt.neurons.example import Example
+from topoopt.neurons.gate import Gate, tensors_in
+from topoopt.neurons.group import NeuronGroup, Slice, named_tensors, unwrap
 from topoopt.neurons.judging import Verdict, judge, open_gate
 from topoopt.neurons.propagation import propagate
+from topoopt.neurons.recording import Recording, recorded
 from topoopt.neurons.rules import Rule
-from topoopt.neurons.unwrapping import unwrap
+from topoopt.neurons.running import Call, alone, apart, run
+from topoopt.neurons.watching import NotApart
 
 
 class Discovery(list[NeuronGroup]):
@@ -53,56 +59,99 @@ class Discovery(list[NeuronGroup]):
         return "\n".join(lines)
 
 
-def discover(model: nn.Module, *args: Any, extra_rules: Mapping[str, Rule] | None = None, **kwargs: Any) -> Discovery:
+@alone()
+def discover(
+    model: nn.Module,
+    *args: Any,
+    call: Call | str | None = None,
+    extra_rules: Mapping[str, Rule] | None = None,
+    **kwargs: Any,
+) -> Discovery:
     """Find all permutation symmetries of `model`, given example inputs of one forward.
 
-    Axes are propagated through the exported graph (`topoopt.neurons.propagation`); when the export fails, candidates come
-    from module types, names and shapes. All pass the same gate, and only verified groups are returned. The model is left
-    as it was: weights, gradients, modes, buffers and the global random generators.
+    One copy of the model is made (float64, on the host), given random weights and run once; axes are propagated through
+    the operators of that run (`topoopt.neurons.propagation`), and what they leave free passes the gate on the same copy.
+    The model is only read: nothing of it is run, and no weight, gradient, mode, hook, attribute, generator or default is
+    changed on the way.
 
     Args:
         model: any module; wrappers (compile, data parallel) are stripped.
-        args: positional inputs of an example forward.
+        args: positional inputs of an example run.
+        call: how the model is used, where not by calling it: a method's name (`call="act"`), or a function that is given
+            the copy and the inputs and returns the output (`call_parts` for submodules called one by one).
         extra_rules: rules for operators by name, over the built-in ones (see `topoopt.neurons.rules`).
-        kwargs: keyword inputs of the example forward.
+        kwargs: keyword inputs of the example run.
 
     Raises:
-        DiscoveryError: when the model cannot be run on these inputs or copied for verification.
+        DiscoveryError: when the model cannot be run on these inputs or copied for verification. One that cannot be run
+            without touching what all threads share (draws from `random` or numpy's generator, a live module in a global)
+            is not run: it has no groups, and `notes` says why.
     """
     own = unwrap(model)
-    key = None if extra_rules else cache.key(own, args, kwargs)
-    saved = cache.load(key)
-    if saved is not None:
-        return Discovery(**saved)
-    notes: list[str] = []
-    frozen: dict[str, str] = {}
-    try:
-        propagated = propagate(own, args, kwargs, extra_rules)
-        found = candidates(own, propagated.values)
-        groups, frozen = found.groups, found.frozen
-        for name, count in propagated.unknown.items():
-            notes.append(f"the operator {name} has no rule; {count} of its calls froze what they touch")
-    except Exception as error:  # torch.export raises whatever the model's code does under tracing
-        notes.append(
-            f"the model could not be exported ({_first_line(error)}): candidates are by module types and shapes"
-        )
-        groups = fallback.candidates(own)
     if standin.has_no_data(own):
-        verdict = _judge_by_sibling(own, args, kwargs, groups)
-        notes.append("the model has no data: its groups were compared with the verified ones of a small sibling")
-    else:
-        gate, said = open_gate(own, args, kwargs)
-        verdict = _with_siblings(own, gate, judge(gate, groups))
-        notes += said
-    result = {
-        "groups": verdict.passed,
-        "frozen": frozen,
-        "unverified": verdict.rejected,
-        "coverage": _coverage(own, verdict.passed),
-        "notes": tuple(notes),
-    }
-    cache.save(key, result)
-    return Discovery(**result)
+        return _without_data(own, args, kwargs, call, extra_rules)
+    try:
+        gate, said = open_gate(own, args, kwargs, call)
+    except NotApart as error:
+        return Discovery(unverified={group.name: str(error) for group in fallback.candidates(own)}, notes=[str(error)])
+    groups, frozen, notes = _proposed(gate.model, gate.recording, extra_rules)
+    verdict = _with_siblings(own, gate, judge(gate, groups))
+    if notes:  # an operator froze what it does not know
+        verdict = _with_guesses(gate, verdict)
+    if sys.getprofile() is not None:
+        notes.append("this thread is being profiled: draws from Python's and numpy's generators were not watched for")
+    found = _discovery(own, verdict, frozen, [*notes, *said])
+    example = Example.of(args, kwargs, call)  # for `compact`, which compares on it
+    found[:] = [replace(group, example=example) for group in found]
+    return found
+
+
+def _proposed(
+    copied: nn.Module, recording: Recording, extra_rules: Mapping[str, Rule] | None
+) -> tuple[list[NeuronGroup], dict[str, str], list[str]]:
+    """Candidates from a recorded run, what is frozen, and which operators nobody could speak for."""
+    propagated = propagate(recording, extra_rules)
+    found = candidates(copied, propagated.values)
+    unknown = propagated.unknown.items()
+    notes = [f"the operator {name} has no rule; {count} of its calls froze what they touch" for name, count in unknown]
+    if recording.handed_out:
+        notes.append(f"{recording.handed_out} tensors were handed to numpy, which froze what they are made of")
+    return found.groups, found.frozen, notes
+
+
+def _discovery(model: nn.Module, verdict: Verdict, frozen: Mapping[str, str], notes: Sequence[str]) -> Discovery:
+    coverage = _coverage(model, verdict.passed)
+    tensors = named_tensors(model)
+    groups = [
+        replace(g, slices=tuple(replace(s, shape=tuple(tensors[s.tensor].shape)) for s in g.slices))
+        for g in verdict.passed
+    ]
+    return Discovery(groups, frozen=frozen, unverified=verdict.rejected, coverage=coverage, notes=notes)
+
+
+def _without_data(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    call: Call | str | None,
+    extra_rules: Mapping[str, Rule] | None,
+) -> Discovery:
+    """Groups of a model on the meta device, found on a copy there and compared with those of a small sibling."""
+    copied = at_rest(model)
+    frozen: dict[str, str] = {}
+    notes: list[str] = []
+    recording = Recording(copied, (args, kwargs))
+    try:
+        with apart(copied, None), recorded(recording):
+            result = run(copied, call, args, kwargs)
+        recording.finish(tensors_in(result))
+        groups, frozen, notes = _proposed(copied, recording, extra_rules)
+    except Exception as error:  # whatever the model's code raises where there are no numbers
+        notes.append(f"the model cannot be run without data ({_first_line(error)}): candidates are by module types")
+        groups = fallback.candidates(copied)
+    verdict = _judge_by_sibling(model, args, kwargs, groups)
+    notes.append("the model has no data: its groups were compared with the verified ones of a small sibling")
+    return _discovery(model, verdict, frozen, notes)
 
 
 def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
@@ -118,6 +167,17 @@ def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
         waiting = [guesses[1:] for guesses in waiting if guesses[0].name not in names and guesses[1:]]
     found = {group.name for group in passed}
     return Verdict(passed, {name: reason for name, reason in rejected.items() if name not in found})
+
+
+def _with_guesses(gate: Gate, verdict: Verdict) -> Verdict:
+    """What passed, and what passes of the guesses by types and shapes where nothing else was found."""
+    covered = {(name, s.dim) for group in verdict.passed for s in group.slices for name in s.tensors}
+    guesses = fallback.candidates(gate.model)
+    free = [guess for guess in guesses if covered.isdisjoint((s.tensor, s.dim) for s in guess.slices)]
+    more = judge(gate, free).passed if free else []
+    found = {group.name for group in more}
+    left = {name: reason for name, reason in verdict.rejected.items() if name not in found}
+    return Verdict([*verdict.passed, *more], left)
 
 
 def _judge_by_sibling(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from topoopt.errors import DiscoveryError
-from topoopt.neurons.group import NeuronGroup, named_tensors
-from topoopt.neurons.quieting import STATISTICS, quiet
-from topoopt.neurons.twin import HoldDoubles, copy_of, on_host, reproducible
+from topoopt.neurons.copying import copy_of, on_host, settle
+from topoopt.neurons.group import STATISTICS, NeuronGroup, named_tensors
+from topoopt.neurons.recording import Recording, recorded
+from topoopt.neurons.running import Call, apart, run
+from topoopt.neurons.watching import NotApart, guarded
 
 logger = logging.getLogger("topoopt")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest relative change of the output that a true symmetry causes, by the precision of the gate's copy."""
+"""Largest relative change of an output's entry that a true symmetry causes, by the precision of the gate's copy."""
+FILLER = 1e3
+"""Entries above this say nothing of how large the others are: activations of the random copy are near 1."""
+SAMPLE = 1 << 16
+"""So many entries are enough for a median; numbers that fill masked places repeat, and count once."""
 
 
 class _FedByAnother(Exception):
@@ -35,6 +41,7 @@ class Gate:
 
     Raises:
         DiscoveryError: when the model cannot be copied, or not run in `dtype`.
+        NotApart: when it cannot be run without touching what all threads share.
     """
 
     def __init__(
@@ -44,11 +51,12 @@ class Gate:
         kwargs: Mapping[str, Any],
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
+        call: Call | str | None = None,
     ) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._dtype, self.tolerance = dtype, TOLERANCE[dtype]
+        self._dtype, self.tolerance, self._call = dtype, TOLERANCE[dtype], call
         try:
-            self.model = copy_of(model, dtype)
+            self.model = settle(copy_of(model, dtype))
         except Exception as error:
             raise DiscoveryError(
                 f"the model cannot be copied for verification ({type(error).__name__}: {error})"
@@ -57,14 +65,21 @@ class Gate:
             p.requires_grad_(p.is_floating_point() or p.is_complex())
         self._args, self._kwargs = tree_map(lambda leaf: on_host(leaf, dtype), (args, dict(kwargs)))
         self._randomise()
+        self.recording = Recording(self.model, (self._args, self._kwargs))
+        """The graph of the reference run."""
         name = str(dtype).removeprefix("torch.")
         try:
-            self._reference = self._outputs()
+            self._live: list[Tensor] = self._outputs(self.recording)
+        except NotApart:
+            raise
         except Exception as error:
             raise DiscoveryError(
                 f"the model cannot be run in {name} for verification ({type(error).__name__}: {error})"
             ) from error
-        if not all(torch.isfinite(out).all() for out in self._reference):
+        self._acts: dict[str, bool] = {}
+        self._reference = [out.detach() for out in self._live]
+        self._typical = [typical_size(out) for out in self._reference]
+        if not any(torch.isfinite(out).any() for out in self._reference):
             raise DiscoveryError("the model's output on random weights is not finite: no group can be verified")
 
     def _randomise(self) -> None:
@@ -84,29 +99,37 @@ class Gate:
         if tensor.is_floating_point():
             tensor.uniform_(center - reach, center + reach, generator=self._generator)
 
-    def _outputs(self, grad: bool = False) -> list[Tensor]:
-        with quiet(self.model), self._running(), torch.set_grad_enabled(grad):
-            result = self.model(*self._args, **self._kwargs)
-        return [out for out in _tensors_in(result) if out.is_floating_point() or out.is_complex()]
+    def _outputs(self, recording: Recording | None = None) -> list[Tensor]:
+        watched = recording is not None or bool(self.recording.read)  # no branch without a look at numbers
+        with apart(self.model, self._dtype, watched=watched), recorded(recording):
+            result = run(self.model, self._call, self._args, self._kwargs)
+        if recording is not None:
+            recording.finish(tensors_in(result))
+        return [out for out in tensors_in(result) if out.is_floating_point() or out.is_complex()]
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        with reproducible(self._dtype), HoldDoubles() if self._dtype is torch.float64 else nullcontext():
-            yield
+    @cached_property
+    def steady(self) -> bool:
+        """Whether the copy gives the same output again (runs it once)."""
+        return self._largest(self._outputs()) <= self.tolerance
+
+    def _largest(self, outputs: Sequence[Tensor]) -> float:
+        """Largest relative change of any entry of the outputs; infinite where they are not of the reference's shapes."""
+        if len(outputs) != len(self._reference):
+            return math.inf
+        compared = zip(outputs, self._reference, self._typical)
+        return max((relative_change(out.detach(), was, typical) for out, was, typical in compared), default=math.inf)
 
     def change(self, moves: Sequence[tuple[NeuronGroup, Tensor]]) -> float:
         """Largest relative change of the output when groups are permuted.
 
         The copy is put back after a change; where there is none it has the same function and stays permuted.
         """
-        done: list[tuple[NeuronGroup, Tensor]] = []
-        change = math.inf
+        self._live, done, change = [], list[tuple[NeuronGroup, Tensor]](), math.inf
         try:
             for group, perm in moves:
                 group.permute(self.model, perm)
                 done.append((group, perm))
-            changes = [_relative(out, was) for out, was in zip(self._outputs(), self._reference)]
-            change = max(changes, default=math.inf)
+            change = self._largest(self._outputs())
         except Exception:  # a permutation that cannot even be carried out is no symmetry
             logger.debug("topoopt: a permutation of %s failed", [group.name for group, _ in moves], exc_info=True)
         if change > self.tolerance:
@@ -128,17 +151,17 @@ class Gate:
                 if node is not None and node not in clear:
                     clear.add(node)
                     waiting.extend(before for before, _ in node.next_functions)
-            made.update(t.grad_fn for t in _tensors_in(result) if t.grad_fn is not None)
+            made.update(t.grad_fn for t in tensors_in(result) if t.grad_fn is not None)
 
-        with quiet(self.model), self._running(), torch.enable_grad():
-            handles = [self.model.get_submodule(n).register_forward_hook(see, with_kwargs=True) for n in names]
-            try:
-                self.model(*self._args, **self._kwargs)
-            except _FedByAnother:  # seen at the second layer of a stack: the rest need not be run
-                return True
-            finally:
-                for handle in handles:
-                    handle.remove()
+        handles = [self.model.get_submodule(n).register_forward_hook(see, with_kwargs=True) for n in names]
+        try:
+            with apart(self.model, self._dtype, watched=bool(self.recording.read)):
+                run(self.model, self._call, self._args, self._kwargs)
+        except _FedByAnother:  # seen at the second layer of a stack: the rest need not be run
+            return True
+        finally:
+            for handle in handles:
+                handle.remove()
         return False
 
     def permutation(self, n: int) -> Tensor:
@@ -154,40 +177,71 @@ class Gate:
         A group's smallest tensor is asked first, all of them only where that does not act: gradients of large weights
         would cost as much memory as the weights.
         """
-        outputs = [out for out in self._outputs(grad=True) if out.requires_grad]
-        if not outputs:
-            return {group.name for group in groups}
-        noise = [torch.randn(out.shape, generator=self._generator, dtype=out.dtype) for out in outputs]
-        total = torch.stack([(out * n).sum().real for out, n in zip(outputs, noise)]).sum()
         tensors = named_tensors(self.model)
         held = {
             g.name: sorted({t for s in g.slices for t in s.tensors}, key=lambda name: tensors[name].numel())
             for g in groups
         }
-        smallest = _acting(total, {names[0]: tensors[names[0]] for names in held.values()})
-        silent = {group: names[1:] for group, names in held.items() if names[0] not in smallest}
-        others = _acting(total, {name: tensors[name] for names in silent.values() for name in names})
-        return {group for group, names in silent.items() if others.isdisjoint(names)}
+        self._ask({names[0] for names in held.values()})
+        silent = {group: names[1:] for group, names in held.items() if not self._acts[names[0]]}
+        self._ask({name for names in silent.values() for name in names})
+        return {group for group, names in silent.items() if not any(self._acts[name] for name in names)}
+
+    def _ask(self, names: set[str]) -> None:
+        """Find out which of these tensors act: those that have a gradient. Each is asked once."""
+        tensors = {
+            name: tensor for name, tensor in named_tensors(self.model).items() if name in names - self._acts.keys()
+        }
+        if not tensors:
+            return
+        outputs = [out for out in self._live or self._outputs() if out.requires_grad]
+        asked = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        if not outputs:  # a run without gradients: what it used acts
+            acting = {name for _, name, _ in self.recording.leaves.values()}
+        elif asked:
+            finite = [torch.where(torch.isfinite(out), out, 0.0) for out in outputs]
+            noise = [torch.randn(out.shape, generator=self._generator, dtype=out.dtype) for out in outputs]
+            total = torch.stack([(out * n).sum().real for out, n in zip(finite, noise)]).sum()
+            with guarded(self.model, {}):  # a backward may be the model's own code
+                grads = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)
+            acting = {name for name, grad in zip(asked, grads) if grad is not None and bool(grad.any())}
+        else:
+            acting = set()
+        self._acts |= {name: name in acting for name in tensors}
 
 
-def _acting(total: Tensor, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Names of the tensors that have a gradient."""
-    asked = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    if not asked:
-        return set()
-    grads = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)
-    return {name for name, grad in zip(asked, grads) if grad is not None and bool(grad.any())}
+def relative_change(out: Tensor, reference: Tensor, typical: float | None = None) -> float:
+    """Largest change of an entry against its own size, or against the others' typical one where it is smaller.
 
-
-def _relative(out: Tensor, reference: Tensor) -> float:
-    if out.shape != reference.shape or not torch.isfinite(out).all():
+    `typical` is `typical_size(reference)`, which is computed where it is not given. What is infinite or undefined has to
+    stay so.
+    """
+    finite = torch.isfinite(reference)
+    if out.shape != reference.shape or not torch.equal(torch.isfinite(out), finite):
         return math.inf
-    scale = reference.abs().max() if reference.numel() else torch.tensor(1.0)
-    return float((out - reference).abs().max() / scale.clamp_min(1e-12)) if out.numel() else 0.0
+    if not torch.equal(out[~finite].nan_to_num(), reference[~finite].nan_to_num()):
+        return math.inf
+    if not finite.all():
+        out, reference = out[finite], reference[finite]
+    if not out.numel():
+        return 0.0
+    floor = typical_size(reference) if typical is None else typical
+    return float(((out - reference).abs() / reference.abs().clamp_min(max(floor, 1e-12))).max())
 
 
-def _tensors_in(result: Any) -> list[Tensor]:
-    leaves = tree_leaves(result)
-    if len(leaves) == 1 and not isinstance(leaves[0], Tensor):  # an output class that pytrees do not know
-        leaves = tree_leaves(dict(vars(leaves[0]))) if hasattr(leaves[0], "__dict__") else leaves
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+def typical_size(reference: Tensor) -> float:
+    """The median size of an output's entries, of those that differ and are no fillers; 0 where all are."""
+    sizes = reference.abs().flatten()
+    usual = sizes[(sizes > 0) & (sizes < FILLER)]
+    if not usual.numel():
+        return 0.0
+    return float(usual[:: max(1, usual.numel() // SAMPLE)].unique().median())
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    """The tensors of an output: in what pytrees know, and in the attributes of other objects (a distribution)."""
+    leaves = []
+    for leaf in tree_leaves(result):
+        within = [leaf] if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__") else tree_leaves(dict(vars(leaf)))
+        leaves += [one for one in within if isinstance(one, Tensor)]
+    return leaves

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from topoopt.errors import DiscoveryError
-from topoopt.neurons.unwrapping import unwrap
+from topoopt.neurons.example import Example
 from topoopt.sharding import full
+
+STATISTICS = ("running_mean", "running_var", "_u", "_v", "weight_u", "weight_v")
+"""Buffers that belong to units and that training moves as it moves those: statistics, a spectral norm's vectors."""
+WRAPPERS = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Strip `torch.compile`, DistributedDataParallel, DataParallel, FSDP1 and accelerate's wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and not WRAPPERS.isdisjoint(kind.__name__ for kind in type(model).__mro__):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class Slice:
     """ "out", "in", "bias", "scale", or "state" (a buffer, permuted but no part of the points)."""
     siblings: tuple[str, ...] = ()
     """Where each unit is a whole tensor of its own (experts as modules): their names, unit by unit; `tensor` is the first."""
+    shape: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """The tensor's shape when the group was found; () where a slice was written by hand."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -60,6 +77,8 @@ class NeuronGroup:
     """hidden, channel, head, head_dim, expert, rank, recurrent or residual."""
     n: int
     slices: tuple[Slice, ...]
+    example: Example | None = field(default=None, compare=False, repr=False)
+    """The inputs that the group was found with, where `discover` found it."""
 
     @cached_property
     def _own(self) -> tuple[Slice, ...]:
@@ -68,19 +87,37 @@ class NeuronGroup:
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.n} neurons, {len(self.slices)} slices)"
 
+    def fits(self, model: nn.Module, ids: Mapping[str, int] | None = None) -> str:
+        """Why this group no longer describes `model`, or "" where it still does. Reads names and shapes, no tensor.
+
+        Layers that were widened, pruned, merged into others (LoRA) or taken out are found this way; with `ids` (see
+        `tensor_ids`, taken when the group was found) also those that were replaced by others of the same shape.
+        """
+        tensors = named_tensors(model)
+        for s in self.slices:
+            for name in s.tensors:
+                reason = _misfit(s, self.n, name, tensors.get(name))
+                if not reason and ids is not None and ids.get(name) != id(tensors[name]):
+                    reason = f"{name} is another tensor than when the group was found"
+                if reason:
+                    return reason
+        return ""
+
     def dimension(self, model: nn.Module) -> int:
-        """d: the number of parameters of one neuron."""
+        """d: the number of real numbers of one neuron; a complex parameter counts twice."""
         tensors = named_tensors(model)
         return sum(_width(s, tensors[s.tensor]) for s in self._own)
 
     def points(self, model: nn.Module) -> Tensor:
         """Gather the neurons as they are now: (n, d), detached, a copy, on the parameters' device and in their dtype.
 
-        Parameters of different dtypes give the widest. Allocates the points and, of one slice at a time, a view or copy.
+        Parameters of different dtypes give the widest; complex ones give their real and imaginary parts, side by side.
+        Allocates the points and, of one slice at a time, a view or copy.
         Of sharded parameters one slice's at a time is gathered, on every rank: all of them must call.
         """
         tensors = named_tensors(model)
-        return torch.cat([_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n) for s in self._own], dim=1)
+        taken = [_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n) for s in self._own]
+        return torch.cat([_real(one) for one in taken], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:
         """Write points (n, d) into the model, in place: the inverse of `points`.
@@ -92,25 +129,29 @@ class NeuronGroup:
             for s in self._own:
                 held = [tensors[name] for name in s.tensors]
                 width = _width(s, held[0])
-                _put(s, held, points[:, start : start + width].to(held[0]), self.n)
+                _put(s, held, _as_held(points[:, start : start + width], held[0]), self.n)
                 start += width
 
     def indices(self, model: nn.Module) -> Tensor:
         """Flat position of each entry of `points`: (n, d) int64 on the CPU.
 
-        Positions count through the concatenation of `unwrap(model).parameters()`, each flattened in row-major order.
+        Positions count through the concatenation of `unwrap(model).parameters()`, each flattened in row-major order,
+        complex ones as `torch.view_as_real` lays them out.
         """
         own = unwrap(model)
         offsets, total = {}, 0
         for parameter in own.parameters():
             offsets[id(parameter)] = total
-            total += parameter.numel()
+            total += parameter.numel() * _parts(parameter)
         tensors = named_tensors(model)
         columns = []
         for s in self._own:
             held = [tensors[name] for name in s.tensors]
-            flat = [torch.arange(tensor.numel()).reshape(tensor.shape) + offsets[id(tensor)] for tensor in held]
-            columns.append(_take(s, flat, self.n))
+            flat = [torch.arange(tensor.numel()).reshape(tensor.shape) for tensor in held]
+            start = torch.tensor([offsets[id(tensor)] for tensor in held])[:, None]
+            parts = _parts(held[0])
+            places = (_take(s, flat, self.n) * parts + start)[:, :, None] + torch.arange(parts)
+            columns.append(places.flatten(1))
         return torch.cat(columns, dim=1)
 
     def masks(self, model: nn.Module) -> dict[str, Tensor]:
@@ -164,10 +205,44 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
+def tensor_ids(model: nn.Module) -> dict[str, int]:
+    """Which tensor has which name now: name -> id, for `NeuronGroup.fits`."""
+    return {name: id(tensor) for name, tensor in named_tensors(model).items()}
+
+
+def _misfit(s: Slice, n: int, name: str, tensor: Tensor | None) -> str:
+    if tensor is None:
+        return f"the model has no {name} any more"
+    shape = tuple(tensor.shape)
+    if s.shape and shape != s.shape:
+        return f"{name} has the shape {shape}; it was {s.shape} when the group was found"
+    last = s.offset + (s.outer - 1) * s.stride + n * s.inner
+    if not s.siblings and (s.dim >= len(shape) or shape[s.dim] < last):
+        return f"{name} has the shape {shape}; {n} units need {last} places in dimension {s.dim}"
+    return ""
+
+
+def _parts(tensor: Tensor) -> int:
+    """How many real numbers an entry is."""
+    return 2 if tensor.is_complex() else 1
+
+
+def _real(taken: Tensor) -> Tensor:
+    return torch.view_as_real(taken).flatten(1) if taken.is_complex() else taken
+
+
+def _as_held(points: Tensor, held: Tensor) -> Tensor:
+    """Columns of points as entries of a tensor: the inverse of `_real`."""
+    if not held.is_complex():
+        return points.to(held)
+    pairs = points.to(held.device, held.real.dtype).unflatten(1, (-1, 2))
+    return torch.view_as_complex(pairs.contiguous())
+
+
 def _width(s: Slice, tensor: Tensor) -> int:
     if s.siblings:
-        return tensor.numel()
-    return s.outer * s.inner * (tensor.numel() // max(1, tensor.shape[s.dim]))
+        return tensor.numel() * _parts(tensor)
+    return s.outer * s.inner * (tensor.numel() // max(1, tensor.shape[s.dim])) * _parts(tensor)
 
 
 def _blocks(s: Slice, tensor: Tensor, n: int) -> Tensor | None:

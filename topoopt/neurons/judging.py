@@ -12,8 +12,9 @@ from torch import nn
 
 from topoopt.errors import DiscoveryError
 from topoopt.neurons.gate import TOLERANCE, Gate
-from topoopt.neurons.group import NeuronGroup
-from topoopt.neurons.unwrapping import unwrap
+from topoopt.neurons.group import NeuronGroup, unwrap
+from topoopt.neurons.running import Call, alone
+from topoopt.neurons.watching import NotApart
 
 CONTROL = 100.0
 """In float32 a broken symmetry must change the output by this many tolerances, or nothing can be told."""
@@ -35,7 +36,7 @@ def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
     rejected: dict[str, str] = {}
     try:
         dead = gate.dead(groups)
-    except RuntimeError:  # an output without a gradient: nothing can be called dead
+    except (RuntimeError, NotApart):  # an output without a gradient: nothing can be called dead
         dead = set()
     rejected |= dict.fromkeys(dead, "its parameters have no effect on the output")
     queue = [[group for group in groups if group.name not in dead]]
@@ -54,6 +55,9 @@ def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
     if gate.tolerance > TOLERANCE[torch.float64]:
         blurred = {group.name: reason for group in passed if (reason := _blurred(gate, group))}
         passed, rejected = [group for group in passed if group.name not in blurred], rejected | blurred
+    moved = rejected.keys() - dead
+    if moved and not gate.steady:
+        rejected |= dict.fromkeys(moved, "the model gives another output each time it is run on the same inputs")
     order = {group.name: i for i, group in enumerate(groups)}
     return Verdict(sorted(passed, key=lambda group: order[group.name]), rejected)
 
@@ -72,35 +76,45 @@ def _blurred(gate: Gate, group: NeuronGroup) -> str:
     return f"in float32 a broken copy of it changes the output by {change:.2g} only: rounding would hide a mistake"
 
 
+@alone()
 def admitted(
-    model: nn.Module, groups: Sequence[NeuronGroup], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    groups: Sequence[NeuronGroup],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    call: Call | str | None = None,
 ) -> Verdict:
     """Pass groups through the gate: in float64, or beside broken copies of themselves in float32 where that cannot run.
 
     Raises:
         DiscoveryError: when the model can be run in neither.
     """
-    gate, notes = open_gate(model, args, kwargs)
+    gate, notes = open_gate(model, args, kwargs, call)
     return replace(judge(gate, groups), notes=notes)
 
 
-def open_gate(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Gate, tuple[str, ...]]:
+def open_gate(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Call | str | None = None
+) -> tuple[Gate, tuple[str, ...]]:
     """The most precise gate that a model can be run in, and what is to be said of it.
 
     Raises:
         DiscoveryError: when the model cannot be copied or run.
     """
     try:
-        return Gate(model, args, kwargs), ()
+        return Gate(model, args, kwargs, call=call), ()
+    except NotApart:
+        raise
     except DiscoveryError as error:
         try:
-            gate = Gate(model, args, kwargs, torch.float32)
+            gate = Gate(model, args, kwargs, torch.float32, call=call)
         except DiscoveryError:
             raise error from None
         return gate, (f"{error}: its groups were verified in float32, each beside a broken copy of itself",)
 
 
-def verify(model: nn.Module, group: NeuronGroup, *args: Any, **kwargs: Any) -> float:
+@alone()
+def verify(model: nn.Module, group: NeuronGroup, *args: Any, call: Call | str | None = None, **kwargs: Any) -> float:
     """Largest relative change of the model's output under a random permutation of a group, on random float64 weights.
 
     A symmetry gives rounding, about 1e-15; anything above 1e-9 is none. The model itself is not touched.
@@ -108,5 +122,5 @@ def verify(model: nn.Module, group: NeuronGroup, *args: Any, **kwargs: Any) -> f
     Raises:
         DiscoveryError: when the model cannot be copied or run on the inputs given.
     """
-    gate = Gate(unwrap(model), args, kwargs)
+    gate = Gate(unwrap(model), args, kwargs, call=call)
     return _largest_change(gate, [group])

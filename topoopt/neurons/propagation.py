@@ -1,26 +1,20 @@
-"""From a model and example inputs to the axes of its parameters: export the graph, walk it once, ask the rules."""
+"""From a recorded run to the axes of the parameters: walk the graph once and let every operator's rule speak."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from topoopt.neurons.axes import unify
-from topoopt.neurons.quieting import STATISTICS, quiet
+from topoopt.neurons.group import STATISTICS
+from topoopt.neurons.recording import Recording
 from topoopt.neurons.rules import RULES, Rule, Value
 from topoopt.neurons.rules.table import fresh, tensors
 
-WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
-"""Operators that only run the graph they hold."""
 SHORT = 4096
 """Constants up to this many numbers are looked into where they index."""
 VIEWS = {
@@ -49,69 +43,39 @@ class Propagated:
     """Operators without a rule, and how often each froze what it touched."""
 
 
-def propagate(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], extra_rules: Mapping[str, Rule] | None = None
-) -> Propagated:
-    """Export `model` on example inputs and let every operator speak about the axes it touches.
-
-    The model is left as it was: its modes are put back, and nothing runs on its weights (the export is symbolic).
-    """
-    with quiet(model), _silent():
-        program = torch.export.export(model, args, dict(kwargs), strict=False)
-    return _Walk(model, program, {**RULES, **(extra_rules or {})}).run()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """What the export says of a model that it cannot trace is no news to the user: the error is caught and reported."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+def propagate(recording: Recording, extra_rules: Mapping[str, Rule] | None = None) -> Propagated:
+    """Let every operator of a recorded run speak about the axes it touches."""
+    return _Walk(recording, {**RULES, **(extra_rules or {})}).run()
 
 
 class _Walk:
-    """One pass through the graph, from inputs to outputs, graphs inside it included."""
+    """One pass through the graph, from leaves to outputs."""
 
-    def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, rules: Mapping[str, Rule]) -> None:
-        self._module = program.graph_module
+    def __init__(self, recording: Recording, rules: Mapping[str, Rule]) -> None:
+        self._recording = recording
         self._rules = rules
-        self._canonical = _canonical_names(model)
-        self._tensors: dict[str, Any] = {**program.state_dict, **program.constants}
-        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._env: dict[fx.Node, Any] = {}
         self._found = Propagated({})
 
     def run(self) -> Propagated:
-        live = _live_nodes(self._module.graph)
-        for node in self._module.graph.nodes:
-            if node.op == "placeholder" and node in live:
+        graph = self._recording.graph
+        live, order = _live_nodes(graph, self._recording.read), {node: i for i, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            if node not in live:
+                continue
+            if node.op == "placeholder":
                 self._env[node] = self._placeholder(node)
-        self._inside(self._module)
-        for node in self._module.graph.nodes:
-            if node.op == "output":
-                self._freeze_all(node.args, "an output of the model")
-        return self._found
-
-    def _inside(self, module: fx.GraphModule) -> None:
-        """Walk a graph whose placeholders are known."""
-        live, order = _live_nodes(module.graph), {node: i for i, node in enumerate(module.graph.nodes)}
-        for node in module.graph.nodes:
-            if node.op == "get_attr":
-                held = getattr(module, str(node.target), None)
-                self._env[node] = held if isinstance(held, fx.GraphModule) else None
-            elif node.op == "call_function" and node in live:
+            elif node.op == "call_function":
                 self._env[node] = self._call(node)
                 if _writes(node):
                     self._written(node)
                 if _is_residual_sum(node, order):
                     for axis in self._env[node].dims:
                         axis.mark("residual")
+            else:
+                self._freeze_all(node.args, "an output of the model")
+        self._freeze_all(self._recording.read, "its numbers decide what the model's Python does")
+        return self._found
 
     def _written(self, node: fx.Node) -> None:
         """What was written to in place has the result's axes; it, and what it views, is no longer one number everywhere."""
@@ -130,32 +94,17 @@ class _Walk:
                 if axis.size > 1 and kept.isdisjoint(id(atom) for atom in axis.atoms()):
                     axis.freeze("written to position by position")
 
-    def _inline(self, args: tuple[Any, ...]) -> Any:
-        """Walk the graph that an operator wraps (a region without gradients, or under autocast)."""
-        place = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
-        inner, operands = args[place], iter(args[place + 1 :])
-        for node in inner.graph.nodes:
-            if node.op == "placeholder":
-                self._env[node] = next(operands)
-        self._inside(inner)
-        results = next(node.args[0] for node in inner.graph.nodes if node.op == "output")
-        return [self._look_up(result) for result in results]
-
-    def _placeholder(self, node: fx.Node) -> Value | None:
+    def _placeholder(self, node: fx.Node) -> Value:
+        kind, name, tensor = self._recording.leaves[node]
         shape = _shapes(node)
-        if not isinstance(shape, list):
-            return None
-        spec = self._specs[node.name]
-        kind, target = spec.kind.name, spec.target or node.name
-        if kind == "PARAMETER" or (kind == "BUFFER" and target.rsplit(".", 1)[-1] in STATISTICS):
-            name = self._canonical.get(target, target)
+        if kind == "parameter" or (kind == "buffer" and name.rsplit(".", 1)[-1] in STATISTICS):
             return self._found.values.setdefault(name, Value(fresh(shape), source=name, learned=True))
-        if kind == "USER_INPUT":
+        if kind == "input":
             return Value(fresh(shape, "an input of the model"))
-        tensor = self._tensors.get(target)
         uniform = _is_uniform(tensor)
-        content = tensor if isinstance(tensor, Tensor) and tensor.numel() <= SHORT and not tensor.is_meta else None
-        return Value(fresh(shape, None if uniform else f"the constant {target}"), uniform=uniform, content=content)
+        content = tensor if tensor.numel() <= SHORT and not tensor.is_meta else None
+        reason = f"the constant {name}" if name else "a constant"
+        return Value(fresh(shape, None if uniform else reason), uniform=uniform, content=content)
 
     def _call(self, node: fx.Node) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
@@ -166,8 +115,6 @@ class _Walk:
         kwargs = map_aggregate(node.kwargs, self._look_up)
         if shapes is None:
             return None
-        if name in WRAPPERS:
-            return self._inline(args)
         rule = self._rules.get(name)
         if rule is not None:
             try:
@@ -222,15 +169,7 @@ def _writes(node: fx.Node) -> bool:
 
 def _shapes(node: fx.Node) -> Any:
     """Shape of a node's result as a list of ints, a list of shapes for several results, None for no tensor."""
-
-    def shape(value: Any) -> Any:
-        return [int(size) for size in value.shape] if isinstance(value, Tensor) else None
-
-    value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        shapes = [shape(one) for one in value]
-        return [one for one in shapes if one is not None] or None
-    return shape(value)
+    return node.meta.get("shape")
 
 
 def _fits(result: Any, shapes: Any) -> bool:
@@ -279,10 +218,10 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes on which an output depends, through values or through writes; dead code must not freeze anything."""
+def _live_nodes(graph: fx.Graph, read: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes on which an output depends, through values, writes or Python; dead code must not freeze anything."""
     live: set[fx.Node] = set()
-    queue = [node for node in graph.nodes if node.op == "output"]
+    queue = [*read, *(node for node in graph.nodes if node.op == "output")]
     writers = [node for node in graph.nodes if node.op == "call_function" and _writes(node)]
     while queue:
         node = queue.pop()
@@ -303,19 +242,7 @@ def _viewed(node: fx.Node) -> Iterator[fx.Node]:
             return
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a tied parameter -> the first one."""
-    first: dict[int, str] = {}
-    names = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
-
-
-def _is_uniform(tensor: Any) -> bool:
-    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() > 1 << 22:
-        return isinstance(tensor, Tensor) and tensor.numel() == 1
+def _is_uniform(tensor: Tensor) -> bool:
+    if tensor.is_meta or tensor.numel() > 1 << 22:
+        return tensor.numel() == 1
     return tensor.numel() <= 1 or bool((tensor == tensor.flatten()[0]).all())

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from topoopt.neurons.group import NeuronGroup, Slice
-from topoopt.neurons.quieting import STATISTICS
+from topoopt.neurons.group import STATISTICS, NeuronGroup, Slice
 
 Named = tuple[str, nn.Module]
 

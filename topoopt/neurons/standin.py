@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from topoopt.neurons.group import NeuronGroup
+from topoopt.neurons.running import Numbers
 
 VOCABULARY = 64
 HEAD_SIZE = 8
@@ -38,7 +39,7 @@ def sibling(model: nn.Module) -> nn.Module | None:
         return None
     config = copy.deepcopy(config)
     _shrink(config)
-    with torch.random.fork_rng(devices=[]):
+    with Numbers(None):  # initial weights come from a generator of ours
         try:
             return type(model)(config).eval()
         except Exception:  # a configuration whose sizes hang together in ways not known here

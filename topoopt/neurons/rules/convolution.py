@@ -1,11 +1,11 @@
-"""Convolutions, pooling and resampling: channels are axes, places are not."""
+"""Convolutions, pooling, resampling and Fourier transforms: channels are axes, places are not."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from topoopt.neurons.axes import Axis, unify
-from topoopt.neurons.rules.table import Value, rule
+from topoopt.neurons.rules.table import Value, rule, tensors
 
 PLACES = "a spatial dimension"
 
@@ -74,6 +74,7 @@ def _result(out: list[int], x: Value, weight: Value, bias: Value | None, channel
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "_adaptive_avg_pool2d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
     "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact2d", "max_pool2d_with_indices", "grid_sampler",
+    "grid_sampler_2d", "grid_sampler_3d",
     "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "_upsample_bilinear2d_aa", "lp_pool2d",
     "_upsample_bicubic2d_aa", "max_pool1d_with_indices",
 )  # fmt: skip
@@ -86,7 +87,47 @@ def pool(out: Any, x: Value, *args: Any, **kwargs: Any) -> Any:
         kept += 1
     for axis in x.dims[kept:]:
         axis.freeze(PLACES)
+    for grid in tensors(args):  # where to look, in coordinates
+        for axis in grid.dims[1:]:
+            axis.freeze(PLACES)
     for axis in x.dims[:kept]:
         axis.mark("curved")
     result = Value([*x.dims[:kept], *[Axis(int(size), PLACES) for size in shape[kept:]]])
     return [result, Value([Axis(int(s), PLACES) for s in shape])] if many else result
+
+
+LINES = ("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft")
+PLANES = ("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2")
+SPACES = ("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn")
+
+
+@rule(*LINES)
+def along_one(out: list[int], x: Value, n: int | None = None, dim: int = -1, *args: Any, **kwargs: Any) -> Value:
+    """Along one dimension."""
+    return _transformed(out, x, [dim])
+
+
+@rule(*PLANES)
+def along_two(out: list[int], x: Value, s: Any = None, dim: Any = (-2, -1), *args: Any, **kwargs: Any) -> Value:
+    """Along two dimensions, the last ones when none are given."""
+    return _transformed(out, x, list(dim))
+
+
+@rule(*SPACES)
+def along_many(out: list[int], x: Value, s: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
+    """Along several dimensions, all when none are given."""
+    return _transformed(out, x, list(range(len(x.dims)) if dim is None else dim))
+
+
+@rule("fft_fftshift", "fft_ifftshift")
+def shifted(out: list[int], x: Value, dim: Any = None) -> Value:
+    """Halves swapped."""
+    return _transformed(out, x, list(range(len(x.dims)) if dim is None else dim if isinstance(dim, list) else [dim]))
+
+
+def _transformed(out: list[int], x: Value, along: list[int]) -> Value:
+    dims = list(x.dims)
+    for d in along:
+        x.dims[d].freeze("a Fourier transform runs along it")
+        dims[d] = Axis(int(out[d]), "frequencies")
+    return Value(dims)

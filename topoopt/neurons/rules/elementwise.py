@@ -1,11 +1,11 @@
-"""Operators that act on each entry by itself: operands that meet share their axes."""
+"""Operators that act on each entry by itself, and those that make entries: operands that meet share their axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from topoopt.neurons.axes import Axis, unify
-from topoopt.neurons.rules.table import Value, broadcast, rule, tensors
+from topoopt.neurons.rules.table import Value, broadcast, fresh, rule, tensors
 
 LINEAR = (
     "add", "sub", "rsub", "neg", "clone", "contiguous", "to", "_to_copy", "type_as", "detach", "alias",
@@ -23,7 +23,8 @@ CURVED = (
     "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not",
     "bitwise_xor", "eq", "ne", "lt", "le", "gt", "ge", "bernoulli", "hypot", "logit", "__and__", "__or__",
     "__xor__", "__invert__", "hardshrink", "softshrink", "tanhshrink", "rrelu", "xlogy", "sinc", "logaddexp",
-    "complex", "polar", "real", "imag", "conj", "angle",
+    "complex", "polar", "real", "imag", "conj", "angle", "copysign", "heaviside", "tanh_backward", "sigmoid_backward",
+    "threshold_backward", "silu_backward", "gelu_backward", "elu_backward", "softplus_backward", "leaky_relu_backward",
 )  # fmt: skip
 
 
@@ -63,6 +64,18 @@ def curved(out: list[int], *args: Any, **kwargs: Any) -> Value:
     for axis in dims:
         axis.mark("curved")
     return Value(dims, uniform=all(v.uniform for v in values))
+
+
+@rule("rrelu_with_noise")
+def leaky(out: list[int], x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Slopes at random in training; in evaluation they are one number."""
+    return curved(out, x)
+
+
+@rule("log_sigmoid_forward")
+def with_buffer(out: list[list[int]], x: Value) -> list[Value]:
+    """With what its derivative is made from beside it."""
+    return [curved(out[0], x), Value(fresh(out[1], "a buffer"))]
 
 
 @rule("prelu")
@@ -116,3 +129,19 @@ def sort(out: Any, x: Value, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     dims[dim] = Axis(x.dims[dim].size, "a sorted axis")
     indices = Value(list(dims), domain=x.dims[dim])
     return [Value(dims), indices] if out and isinstance(out[0], list | tuple) else indices
+
+
+@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "scalar_tensor",
+      "empty", "empty_like", "new_empty", "zero", "fill")  # fmt: skip
+def uniform(out: list[int], *args: Any, **kwargs: Any) -> Value:
+    """One number everywhere."""
+    return Value(fresh(out), uniform=True)
+
+
+@rule("arange", "linspace", "eye", "rand", "randn", "rand_like", "randn_like", "randint", "new_tensor", "tril_indices",
+      "triu_indices", "logspace", "meshgrid", "range")  # fmt: skip
+def counted(out: Any, *args: Any, **kwargs: Any) -> Any:
+    """Each place has a number of its own."""
+    if out and isinstance(out[0], list | tuple):
+        return [Value(fresh(shape, "numbered places")) for shape in out]
+    return Value(fresh(out, "numbered places"))

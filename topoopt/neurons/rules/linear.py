@@ -1,11 +1,11 @@
-"""Products of matrices: what is summed over is shared, what is left stands."""
+"""Products of matrices and attention: what is summed over is shared, what is left stands."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from topoopt.neurons.axes import Axis, unify
-from topoopt.neurons.rules.table import Value, broadcast, rule
+from topoopt.neurons.rules.table import Value, broadcast, fresh, rule
 
 
 @rule("linear")
@@ -112,3 +112,51 @@ def einsum(out: list[int], equation: str, operands: list[Value], **kwargs: Any) 
         for letter in set(both[0]) & set(both[1]):
             named[letter].mark("head" if letter in result else "inner")
     return Value([named[letter] for letter in result])
+
+
+@rule("scaled_dot_product_attention")
+def attention(
+    out: list[int], q: Value, k: Value, v: Value, mask: Value | None = None, *args: Any, **kwargs: Any
+) -> Value:
+    """q (..., H, L, E), k (..., H', S, E), v (..., H', S, Ev) -> (..., H, L, Ev); H = H' or a multiple of it."""
+    unify(q.dims[-1], k.dims[-1])
+    unify(k.dims[-2], v.dims[-2])
+    heads, shared = q.dims[-3], k.dims[-3]
+    unify(shared, v.dims[-3])
+    if heads.size == shared.size:
+        unify(heads, shared)
+        shared.mark("head")
+    else:  # grouped queries: the unit is the key-value head with its queries inside
+        outer, inner = heads.split([shared.size, heads.size // shared.size])
+        unify(outer, shared)
+        shared.mark("head")
+        inner.mark("query")
+    for a, b in zip(q.dims[:-3], k.dims[:-3]):
+        if a.size == b.size:
+            unify(a, b)
+    causal = kwargs.get("is_causal", args[1] if len(args) > 1 else False)
+    if causal:
+        q.dims[-2].freeze("causal attention")
+        k.dims[-2].freeze("causal attention")
+    if mask is not None:
+        scores = [*q.dims[:-1], k.dims[-2]]
+        broadcast([Value(scores), mask], [axis.size for axis in scores])
+    q.dims[-1].mark("inner")
+    v.dims[-1].mark("inner")
+    return Value([*q.dims[:-1], v.dims[-1]])
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu")
+def attention_with_sums(
+    out: list[list[int]],
+    q: Value,
+    k: Value,
+    v: Value,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    attn_mask: Value | None = None,
+    **kwargs: Any,
+) -> list[Value]:
+    """The same below automatic differentiation, with the logarithm of each query's sum beside it."""
+    result = attention(out[0], q, k, v, attn_mask, dropout_p, is_causal)
+    return [result, Value(fresh(out[1], "sums over the keys"))]

@@ -1,0 +1,267 @@
+"""Does simplification pay? Accuracy over the width that is left, for several ways to a small network in equal steps.
+
+    simplify       the policy that simplifies, repair, `topoopt.compact`: units silent on the training data are cut out
+    scratch        the same widths, trained from the start in as many steps
+    L1, L2         the gently trained network, cut at three quarters of the steps by the norm of the units' incoming weights
+                   to the same widths, then trained for the last quarter
+    Torch-Pruning  the same by Torch-Pruning's magnitude pruner
+    cut only       L2 without training after it, from the network trained to the end
+    plain          one large constant rate, and what `compact` finds in it
+    gentle         the full network at r = 0.9, as it is
+
+Tasks: `mlp` (scikit-learn's digits, 64-48-48-10, ReLU), `cnn` (the same images, two convolutions with BatchNorm) and `gpt2`
+(a GPT-2 of two layers with ReLU, next characters of scikit-learn's own data descriptions). Squared loss with one-hot targets
+for the first two, cross entropy with label smoothing for the third: a loss must keep its curvature for a rate to reach the
+edge of stability late.
+
+    python benchmarks/simplify/pays.py [--tasks mlp cnn gpt2] [--seeds 3] [--steps 4000] [--out FILE.json] [--replot]
+
+Needs scikit-learn, and for its rows Torch-Pruning (benchmarks/requirements.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from ramp import PlainRamp
+from tasks import TASKS, Task
+from torch import Tensor, nn
+
+import topoopt
+from topoopt.curvature import proximity
+from topoopt.neurons import NeuronGroup, compact, discover
+from topoopt.neurons.compacting.cutting import Cut, Original
+from topoopt.neurons.compacting.result import Plan
+from topoopt.neurons.compacting.roles import incoming
+
+POLICY: Callable[[float, int], Any] = (
+    PlainRamp  # the one line: what simplifies, by the share of silent units and the steps
+)
+STRENGTHS = (0.08, 0.5)
+"""Shares of the units that are to be silent when it ends: soon, and as far as it comes."""
+SHARES = (0.5, 0.25)
+"""Widths, as shares of the full ones, to which the other ways go too."""
+GENTLE, READ = 0.9, 50
+"""Target of r for gentle training and repair, and steps between readings."""
+
+
+class Gentle:
+    """The rate at which r = 0.9, read every 50 steps: by the median of the last three readings."""
+
+    def __init__(self) -> None:
+        self._curvatures: list[float] = []
+
+    def rate(self, step: int, run: Run) -> float:
+        if step % READ == 0 or not self._curvatures:
+            self._curvatures = [*self._curvatures[-2:], run.curvature()]
+        return GENTLE / max(median(self._curvatures), 1e-12)
+
+
+class Plain:
+    """A constant rate."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+
+    def rate(self, step: int, run: Run) -> float:
+        return self._rate
+
+
+class Run:
+    """One training: the model, its batches, and what a way of setting the rate may ask for."""
+
+    def __init__(self, task: Task, model: nn.Module, seed: int) -> None:
+        self.task, self.model = task, model
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        self._batch = self._draw()
+        self.loss = float("nan")
+
+    def _draw(self) -> Tensor:
+        return torch.randint(len(self.task.inputs), (self.task.batch,), generator=self._generator)
+
+    def _loss(self) -> Tensor:
+        return self.task.loss(self.model, self.task.inputs[self._batch], self.task.targets[self._batch])
+
+    def curvature(self) -> float:
+        """K on this step's batch: r at a rate of 1."""
+        self._optimizer.param_groups[0]["lr"] = 1.0
+        return float(proximity(self._optimizer, self._loss, products=8).r)
+
+    def silent(self) -> float:
+        return self.task.silent(self.model)
+
+    def train(self, steps: int, way: Any) -> nn.Module:
+        self.model.train()
+        for step in range(steps):
+            self._batch = self._draw()
+            self._optimizer.param_groups[0]["lr"] = way.rate(step, self)
+            self._optimizer.zero_grad()
+            loss = self._loss()
+            loss.backward()
+            self.loss = float(loss.detach())
+            self._optimizer.step()
+        return self.model.eval()
+
+
+def groups_of(task: Task, model: nn.Module) -> list[NeuronGroup]:
+    """The groups whose widths a task chooses, in its order."""
+    return [group for group in discover(model.eval(), task.inputs[:4]) if task.chooses(group)]
+
+
+def cut_to(task: Task, model: nn.Module, widths: list[int], power: int) -> nn.Module:
+    """The model with only the units of the largest incoming L1 or L2 norm left."""
+    small, cut, of = copy.deepcopy(model), Cut(), Original(model)
+    for group, width in zip(groups_of(task, model), task.per_group(widths), strict=True):
+        made = [s for s in incoming(model, group) if s.role != "state"]
+        rows = [of.tensors[of.name[s.tensor]].movedim(s.dim, 0).reshape(group.n, -1) for s in made]
+        norms = torch.cat(rows, 1).abs().pow(power).sum(1)
+        cut = cut.with_plan(of, group, Plan(removed=tuple(norms.argsort()[: group.n - width].tolist())))
+    cut.carry_out(of, small)
+    return small
+
+
+def by_torch_pruning(task: Task, model: nn.Module, widths: list[int]) -> nn.Module:
+    import torch_pruning
+
+    small, groups = copy.deepcopy(model), groups_of(task, model)
+    layers = [small.get_submodule(g.name) for g in groups]
+    ratios: dict[Any, float] = {
+        layer: 1 - w / g.n for layer, w, g in zip(layers, task.per_group(widths), groups, strict=True)
+    }
+    others: list[Any] = [m for m in small.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m not in layers]
+    importance = torch_pruning.importance.MagnitudeImportance(p=2)
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        small, task.inputs[:4], importance, pruning_ratio=0.0, pruning_ratio_dict=ratios, ignored_layers=others
+    )
+    pruner.step()
+    return small
+
+
+def compacted(task: Task, model: nn.Module) -> nn.Module:
+    """The model without the units that are silent on the training data: it computes the same there."""
+    small, report = compact(model, groups_of(task, model), inputs=[task.inputs], silent=True)
+    failed = [one.reason for one in report.values() if one.reason]
+    if failed:
+        print("left whole:", failed, flush=True)
+    return small
+
+
+class Notes:
+    """The rows of one task and seed."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self._task, self._seed, self.rows = task, seed, list[dict[str, Any]]()
+
+    def add(self, method: str, model: nn.Module, **more: Any) -> None:
+        row = {"task": self._task.name, "method": method, "seed": self._seed, "widths": self._task.widths(model),
+               "parameters": sum(p.numel() for p in model.parameters()),
+               "accuracy": self._task.accuracy(model.eval()), **more}  # fmt: skip
+        self.rows.append(row)
+        print(row, flush=True)
+
+
+def run_seed(task: Task, seed: int, steps: int) -> list[dict[str, Any]]:
+    """All ways for one seed."""
+    notes, quarter = Notes(task, seed), steps // 4
+
+    def fresh(widths: list[int] | None = None) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return task.build(widths)
+
+    def others(widths: list[int], given: str) -> None:
+        notes.add("scratch", Run(task, fresh(widths), seed).train(steps, Gentle()), given=given)
+        notes.add("cut only", cut_to(task, full, widths, 2), given=given)
+        pruned = {f"L{power}": cut_to(task, most, widths, power) for power in (1, 2)}
+        if task.torch_pruning and find_spec("torch_pruning"):
+            pruned["Torch-Pruning"] = by_torch_pruning(task, most, widths)
+        for method, cut in pruned.items():
+            notes.add(method, Run(task, cut, seed + 1000).train(quarter, Gentle()), given=given)
+
+    most = Run(task, fresh(), seed).train(steps - quarter, Gentle())
+    full = Run(task, copy.deepcopy(most), seed + 1000).train(quarter, Gentle())
+    notes.add("gentle", full)
+    for asked in STRENGTHS:
+        policy = POLICY(asked, steps)
+        large = Run(task, fresh(), seed).train(steps, policy)
+        small = compacted(task, large)
+        notes.add("simplify", small, given=f"simplify to {asked:.0%}", before=task.accuracy(large), said=policy.said)
+        if task.widths(small) != task.widths(full):
+            others(task.widths(small), f"simplify to {asked:.0%}")
+    for share in SHARES:
+        others([max(1, int(share * width)) for width in task.widths(full)], f"{share:.0%} of the width")
+    for rate in task.large_rates:
+        large = Run(task, fresh(), seed).train(steps, Plain(rate))
+        notes.add("plain", compacted(task, large), rate=rate, before=task.accuracy(large))
+    return notes.rows
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    tasks = sorted({row["task"] for row in result["rows"]})
+    figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 4.5), squeeze=False)
+    for ax, task in zip(axes[0], tasks):
+        points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        rows = [row for row in result["rows"] if row["task"] == task]
+        for row in rows:
+            points[row["method"]].append((sum(row["widths"]), row["accuracy"]))
+        for method, marker in zip(points, "o*svP^XD"):
+            x, y = zip(*sorted(points[method]))
+            ax.scatter(x, y, marker=marker, s=90 if marker == "*" else 28, label=method, alpha=0.75)
+        title = f"{task}, {rows[0]['steps']} steps\nsimplify: {result['policy']}"
+        ax.set(xlabel="units left", ylabel="test accuracy", title=title)
+        ax.set_ylim(bottom=max(0.0, median(row["accuracy"] for row in rows) - 0.15))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    print("\n| task | width from | method | units left | test accuracy |\n|---|---|---|--:|--:|")
+    groups: dict[tuple[str, Any, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        method = row["method"] + (f", lr {row['rate']}" if "rate" in row else "")
+        groups[row["task"], row.get("given", ""), method].append(row)
+    for (task, given, method), some in groups.items():
+        width, got = mean(sum(row["widths"]) for row in some), [row["accuracy"] for row in some]
+        print(f"| {task} | {given} | {method} | {width:.1f} | {mean(got):.3f} ({min(got):.3f} to {max(got):.3f}) |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=["mlp"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "simplify.json")
+    parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    for name in () if options.replot else options.tasks:
+        rows = [row for seed in range(options.seeds) for row in run_seed(TASKS[name](), seed, options.steps)]
+        rows = [{**row, "steps": options.steps} for row in rows]
+        result["rows"] = [row for row in result["rows"] if row["task"] != name] + rows
+        result |= {"policy": (POLICY.__doc__ or "").splitlines()[0].rstrip("."), "torch": torch.__version__,
+                   "topoopt": topoopt.__version__, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    table(result["rows"])
+    plot(result, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
