@@ -58,6 +58,7 @@ def shares_of_the_edge(make: Make, lr: float, steps: int, seed: int = 0) -> tupl
         value.backward()
         if step % EVERY == 0:
             found = tracker.estimate(loss)
+            assert found.edge is not None
             shares.append(found.r / found.edge)
         optimizer.step()
     return shares, value.item()

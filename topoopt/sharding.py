@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from topoopt.device import normal
+
 Dot = Callable[[Tensor, Tensor], Tensor]
 """Of two flat vectors, or of each row of a matrix with a vector."""
 
@@ -77,14 +79,13 @@ def total_norm(tensors: Sequence[Tensor]) -> float:
 
 
 def noise_over(parameters: Sequence[Tensor], seed: int) -> Tensor:
-    """Standard normal numbers, flat, on the host: a shard's own on each rank, a copy's the same on all."""
+    """Standard normal numbers, flat, on the first weight's device: a shard's own on each rank, a copy's the same on all."""
+    device = parameters[0].device
     if not any(is_sharded(p) for p in parameters):
-        return torch.randn(sum(p.numel() for p in parameters), generator=torch.Generator().manual_seed(seed))
-    parts = []
-    for i, p in enumerate(parameters):
-        own = torch.Generator().manual_seed(hash((seed, i, *_place(p))) % 2**63)
-        parts.append(torch.randn(part(p.detach(), p).numel(), generator=own))
-    return torch.cat(parts)
+        return normal(sum(p.numel() for p in parameters), seed, device)
+    sizes = [part(p.detach(), p).numel() for p in parameters]
+    seeds = [hash((seed, i, *_place(p))) % 2**63 for i, p in enumerate(parameters)]
+    return torch.cat([normal(n, one, device) for n, one in zip(sizes, seeds)])
 
 
 def part_of_rank(parameters: Sequence[Tensor]) -> tuple[int, int] | None:

@@ -39,7 +39,7 @@ def test_full_batch_training_settles_at_the_edge(rule: str) -> None:
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
-        if step > 0.6 * STEPS and step % 5 == 0:
+        if step > 0.6 * STEPS and step % 15 == 0:
             found = tracker.estimate(lambda: (model(x) - y).square().mean())
             late.append(found.r / found.edge)
         optimizer.step()

@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.utils.checkpoint import checkpoint
 
 from topoopt.curvature import SpectralTracker, proximity
-from topoopt.curvature.engines import ENGINES
+from topoopt.curvature.hessian import ENGINES
 from topoopt.errors import MeasurementError
 
 X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,6 @@ def test_a_kernel_without_second_derivative_goes_to_finite_differences_and_that_
     tracker = SpectralTracker(optimizer, products=20)
     found = tracker.estimate(loss)
     assert found.engine == "finite differences"
-    assert any("finite differences" in note for note in found.notes)
     assert found.r == pytest.approx(exact.r, rel=5e-3)
     forwards.clear()
     again = tracker.estimate(loss)

@@ -302,21 +302,6 @@ def test_field_is_the_largest_block_of_one_neuron(width: int) -> None:
     assert found == pytest.approx(truth, rel=1e-3)
 
 
-def test_a_warm_tracker_resumes_to_the_bit() -> None:
-    model, optimizer = after(lambda p: optim.Adam(p, lr=0.01))
-
-    def on(tracker: SpectralTracker, times: int) -> list[float]:
-        return [tracker.estimate(lambda: mse(model)).r for _ in range(times)]
-
-    one = SpectralTracker(optimizer, products=3)
-    whole = on(one, 25)
-    first = SpectralTracker(optimizer, products=3)
-    begun = on(first, 19)
-    second = SpectralTracker(optimizer, products=3)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert begun + on(second, 6) == whole
-
-
 def test_attention_takes_the_engine_with_math_attention() -> None:
     model = nn.MultiheadAttention(8, 2, batch_first=True)
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
@@ -430,3 +415,49 @@ def test_weights_that_no_step_would_touch_have_no_part(engine: str, when: str) -
     loss = lambda: (model[0](x) - 1).square().sum()  # noqa: E731
     values = [proximity(o, loss, engine=engine, when=when, products=12).r for o in (both, used)]
     assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["double backward", "finite differences"])
+def test_complex_weights_are_two_real_ones(engine: str) -> None:
+    """The Hessian in real coordinates is diag(1, 16) for each entry."""
+    w = nn.Parameter(torch.tensor([1 + 1j, 2 - 1j], dtype=torch.complex128))
+    optimizer = optim.SGD([w], lr=0.1)
+
+    def loss() -> Tensor:
+        return (0.5 * w.real**2 + 8 * w.imag**2).sum()
+
+    found = proximity(optimizer, loss, engine=engine)
+    assert found.r == pytest.approx(1.6, rel=1e-3)
+    assert len(found.vector) == 4
+
+
+class BroughtUp(optim.Optimizer):
+    """AdaNorm's idea: a gradient shorter than usual is brought up to its usual length, the whole tensor together."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.1 * p.grad * max(1.0, 1.0 / float(p.grad.norm())))
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 11])
+def test_a_rule_that_couples_two_weights_of_a_small_tensor_is_no_coordinate_wise_one(size: int) -> None:
+    weights = [nn.Parameter(torch.ones(size).double()), nn.Parameter(torch.full((2,), 0.1).double())]
+    curvature = [torch.linspace(1, 3, len(w)).double() for w in weights]
+
+    def loss() -> Tensor:
+        return torch.stack([0.5 * (h * w * w).sum() for h, w in zip(curvature, weights)]).sum()
+
+    optimizer = BroughtUp(weights)
+    loss().backward()
+    g = weights[1].grad
+    assert g is not None
+    assert float(g.norm()) < 1 < float(weights[0].grad.norm())  # type: ignore[union-attr]
+    small = 0.1 / g.norm() * (torch.diag(curvature[1]) - torch.outer(g, g * curvature[1]) / g.norm() ** 2)
+    truth = max(0.3, float(torch.linalg.eigvals(small).abs().max()))
+    found = proximity(optimizer, loss, products=40, when="upcoming")
+    assert found.form == "black box"
+    assert found.r == pytest.approx(truth, rel=0.01)

@@ -12,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from topoopt.curvature.arnoldi import arnoldi
-from topoopt.curvature.lanczos import OTHER, SEEN, Memory, lanczos
+from topoopt.curvature.krylov import OTHER, SEEN, Memory, arnoldi, lanczos
 
 
 def _rotation(n: int, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch.func import grad, hessian
 from topoopt.geometry import compare
 
 N, INPUTS = 4, 2
-POINTS = 65
+POINTS = 33
 """Places on each path where the Jacobian is taken."""
 
 
@@ -30,7 +30,7 @@ def loss_on(x: Tensor, y: Tensor):
     return loss
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.3, 2.0), lr=st.floats(0.01, 1.0))
 def test_no_pair_is_stretched_more_than_the_map(seed: int, scale: float, lr: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from topoopt.curvature import SpectralTracker, field_proximity, proximity
-from topoopt.curvature.engines import ENGINES
+from topoopt.curvature.hessian import ENGINES
 from topoopt.errors import MeasurementError
 
 X, Y = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
@@ -97,6 +98,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_engine_leaves_a_trace(engine: str, amp: bool, when: str) -> None:
+    """Under autocast a weight moved by 1e-3 may round to itself: a difference is refused, with the reason."""
     model, optimizer, plain = stepped()
 
     def loss() -> Tensor:
@@ -104,9 +106,11 @@ def test_no_engine_leaves_a_trace(engine: str, amp: bool, when: str) -> None:
             return plain()
 
     before = snapshot(model, optimizer)
-    found = proximity(optimizer, loss, engine=engine, when=when, products=3)
-    assert found.engine == engine
-    assert found.r > 0
+    refused = amp and engine.startswith("finite")
+    with pytest.raises(MeasurementError, match="forward in 16 bits") if refused else nullcontext():
+        found = proximity(optimizer, loss, engine=engine, when=when, products=3)
+        assert found.engine == engine
+        assert found.r > 0
     assert_same(before, snapshot(model, optimizer))
 
 
@@ -176,19 +180,6 @@ def test_a_loss_that_fails_leaves_no_trace(engine: str) -> None:
     with pytest.raises(ValueError, match="the user's own"):
         proximity(optimizer, loss, engine=engine)
     assert_same(before, snapshot(model, optimizer))
-
-
-def test_autocast_does_not_blind_finite_differences() -> None:
-    """In bfloat16 a weight moved by 1e-3 rounds to itself; the probe is taken in float32."""
-    _, optimizer, plain = stepped(lambda model: optim.SGD(model.parameters(), lr=0.1))
-    exact = proximity(optimizer, plain, engine="double backward", products=12)
-
-    def loss() -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return plain()
-
-    found = proximity(optimizer, loss, engine="finite differences", products=12)
-    assert found.r == pytest.approx(exact.r, rel=0.01)
 
 
 def test_a_step_that_needs_a_closure_is_refused_with_the_reason() -> None:

@@ -2,13 +2,17 @@
 
 from topoopt.curvature.field import field_of, field_proximity
 from topoopt.curvature.rules import recognise
+from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.spectrum import SpectralEstimate, Spectrum, opened, proximity
+from topoopt.curvature.tape import Tape
 from topoopt.curvature.tracker import SpectralTracker, Tracked
 
 __all__ = [
+    "Shadow",
     "SpectralEstimate",
     "SpectralTracker",
     "Spectrum",
+    "Tape",
     "Tracked",
     "field_of",
     "field_proximity",

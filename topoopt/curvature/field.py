@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from topoopt.curvature.arnoldi import arnoldi
-from topoopt.curvature.lanczos import lanczos
+from topoopt.curvature.krylov import arnoldi, lanczos
 from topoopt.curvature.spectrum import Spectrum, opened
 from topoopt.errors import NotDefinedError
 from topoopt.sharding import is_sharded

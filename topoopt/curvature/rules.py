@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from topoopt.curvature import adafactor, rates
 from topoopt.curvature.rates import Group, Moment
+from topoopt.curvature.trial import own_class
 
 Rate = Callable[[Moment], Tensor | float]
 
@@ -140,7 +141,7 @@ SIGNS = {
 
 def spec_of(optimizer: Optimizer) -> RuleSpec | None:
     """The recognised rule of an optimizer, or None: a class of `RULES`, or a subclass that keeps its step."""
-    kind = type(optimizer)
+    kind = own_class(optimizer)
     for base in kind.__mro__:
         home = ".".join(base.__module__.split(".")[:2])
         spec = RULES.get(home, {}).get(base.__name__)
@@ -159,16 +160,16 @@ def _same_step(kind: type, base: type) -> bool:
 
 def has_no_lipschitz_constant(optimizer: Optimizer) -> bool:
     """Whether the rule is known by its name to take signs."""
-    return any(kind.__name__ in SIGNS for kind in type(optimizer).__mro__)
+    return any(kind.__name__ in SIGNS for kind in own_class(optimizer).__mro__)
 
 
-def recognise(optimizer: Optimizer) -> tuple[str, float]:
-    """Name of the update rule and its edge e in units of r; ("black box", 2.0) for a rule that is not recognised.
+def recognise(optimizer: Optimizer) -> tuple[str, float | None]:
+    """Name of the update rule and its edge e in units of r; ("black box", None) for a rule that is not recognised.
 
     Where parameter groups differ the smallest edge counts.
     """
     spec = spec_of(optimizer)
     groups = [group for group in optimizer.param_groups if group["params"]]
     if spec is None or not groups:
-        return "black box", 2.0
+        return "black box", None
     return spec.name(groups[0]), min(spec.edge(group) for group in groups)

@@ -14,17 +14,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topoopt import sharding
-from topoopt.curvature import operator as jacobian
-from topoopt.curvature.arnoldi import arnoldi
-from topoopt.curvature.blackbox import BlackBox
-from topoopt.curvature.coordinatewise import CoordinateWise
-from topoopt.curvature.engines import Engine, Reduce, open_engine
-from topoopt.curvature.forms import FORMS, SIGNS, engine_for, form_of, operator_of, own_gradient
-from topoopt.curvature.lanczos import Memory, lanczos
-from topoopt.curvature.probe import Probe
+from topoopt.curvature.closure import Closure
+from topoopt.curvature.hessian import Engine, FiniteDifferences, Gradients, Reduce, open_engine
+from topoopt.curvature.jacobian import (
+    FORMS,
+    SIGNS,
+    BlackBox,
+    CoordinateWise,
+    engine_for,
+    form_of,
+    operator_of,
+    own_gradient,
+    restricted,
+)
+from topoopt.curvature.krylov import Memory, arnoldi, lanczos
+from topoopt.curvature.passage import Passage, between
 from topoopt.curvature.rules import has_no_lipschitz_constant, recognise
+from topoopt.curvature.space import Layout, layout_of
+from topoopt.device import normal
 from topoopt.errors import ConfigError, MeasurementError, NotDefinedError
 
+Base = tuple[Tensor, Sequence[Tensor | None]]
 Block = Mapping[Tensor, Tensor]
 Start = Tensor | Memory
 WHENS = ("last", "upcoming")
@@ -38,6 +48,8 @@ DOUBTED_FROM, UNKNOWN_FROM = 0.05, 1 / 3
 """Shares by which a product may change with the difference of a step that was tried, before that is said, and before r is
 given up. Pure rounding changes it by half: the same jump over twice the difference.
 """
+LEAN = 0.4
+"""Part that the step's own gradient has in the start of a warm reading: batches differ more than weights move."""
 NOISE = 1e-3
 """Share of random directions in a start."""
 
@@ -48,8 +60,8 @@ class SpectralEstimate:
 
     r: float
     """max(|low|, |high|): r = eta / eta*."""
-    edge: float
-    """Edge of stability of the rule, in units of r."""
+    edge: float | None
+    """Edge of stability of the rule, in units of r; None where the rule is not known."""
     low: float
     """Lowest end of the spectrum of -dD/dx, in units of r."""
     high: float
@@ -64,6 +76,7 @@ class SpectralEstimate:
     form: str
     """ "held" (preconditioner held, symmetric form), "full" (coordinate-wise derivative) or "black box"."""
     loss: float
+    """NaN for a block of the weights, whose estimate does not ask for it."""
     probe_size: int
     """Size of the probe batch; 0 when it could not be seen."""
     notes: tuple[str, ...]
@@ -79,11 +92,12 @@ class Spectrum:
     """One graph of the loss, and estimates on it: of all weights, and of blocks of them."""
 
     def __init__(
-        self, optimizer: Optimizer, probe: Probe, engine: Engine, layout: jacobian.Layout, form: str, products: Any,
-        notes: tuple[str, ...], gradient: Sequence[Tensor | None], symmetric: bool,
+        self, optimizer: Optimizer, engine: Engine, layout: Layout, form: str, products: Any,
+        notes: tuple[str, ...], gradient: Sequence[Tensor | None], symmetric: bool, passage: Passage,
     ) -> None:  # fmt: skip
-        self.optimizer, self.probe, self.engine, self.layout = optimizer, probe, engine, layout
+        self.optimizer, self.engine, self.layout, self.passage = optimizer, engine, layout, passage
         self.form, self.notes, self.apply = form, notes, products
+        self.root: Tensor | None = getattr(products, "root", None)
         self.rule, self.edge = recognise(optimizer)
         self.gradient, self.symmetric = gradient, symmetric
 
@@ -97,15 +111,16 @@ class Spectrum:
         count = max(products, min(FIRST, math.ceil(1.25 * products))) if cold else products
         few = [f"{count} products from a cold start: r may read low"] if cold and count < FIRST else []
         before = self.engine.products
-        operator, steps = jacobian.restricted(self.apply, mask), min(count, self.layout.size)
+        operator, steps = restricted(self.apply, mask), min(count, self.layout.size)
         if self.symmetric:
             ends = lanczos(operator, self._start(start, mask, seed), steps, self.layout.dot)
         else:
             vector = start.vectors[0] if isinstance(start, Memory) else start
             ends = arnoldi(operator, self._vector(vector, mask, seed), steps, self.layout.dot)
-        loss = float(self.engine.loss)
+        known = self.engine.known_loss
+        loss = math.nan if block is not None else float(self.engine.loss) if known is None else known
         r = max(abs(ends.low), abs(ends.high))
-        bad = not (math.isfinite(r) and math.isfinite(loss))
+        bad = not (math.isfinite(r) and (block is not None or math.isfinite(loss)))
         notes = [*self.notes, *few, *(["the loss or its curvature is not finite"] if bad else [])]
         if isinstance(self.apply, (CoordinateWise, BlackBox)) and block is None and not bad:
             doubt = self.apply.doubt(ends.memory.vectors[0])
@@ -123,7 +138,7 @@ class Spectrum:
             rule=self.rule,
             form=self.form,
             loss=loss,
-            probe_size=self.probe.size,
+            probe_size=self.engine.source.size,
             notes=tuple(notes),
             seconds=time.perf_counter() - began,
         )
@@ -137,6 +152,10 @@ class Spectrum:
         """What was seen last, or a vector; with a little noise, so that no direction is shut out for good."""
         if not isinstance(start, Memory):
             return self._vector(start, mask, seed)
+        base = self.layout.flatten([0.0 if g is None else g for g in self.gradient])
+        if start.vectors.shape[1] == base.numel() and len(start.vectors) == 1:  # what is kept in little memory
+            base = base if self.root is None else base * self.root
+            return Memory(leaning(start.vectors[0].to(base), base, self.layout.dot)[None], start.values)
         noise = self._noise(seed)
         if start.vectors.shape[1] != len(noise):  # the optimizer was given more weights
             return self._vector(None, mask, seed)
@@ -149,16 +168,26 @@ class Spectrum:
         """The given vector, or the gradient, and the noise."""
         base = self.layout.flatten([0.0 if g is None else g for g in self.gradient])
         if start is not None and start.numel() == base.numel():
-            base = start.to(base)
+            base = _unit(start.to(base), self.layout.dot)
         noise = self._noise(seed)
         if mask is not None:
             base, noise = base * mask, noise * mask
         return _unit(base, self.layout.dot) + noise
 
     def _noise(self, seed: int) -> Tensor:
-        noise = sharding.noise_over(self.layout.parameters, seed)
-        noise = noise.to(self.layout.parameters[0].device, self.layout.dtype)
-        return NOISE * _unit(noise, self.layout.dot)
+        real = any(p.is_complex() for p in self.layout.parameters)
+        noise = (
+            normal(self.layout.size, seed, self.layout.parameters[0].device)
+            if real
+            else sharding.noise_over(self.layout.parameters, seed)
+        )
+        return NOISE * _unit(noise.to(self.layout.dtype), self.layout.dot)
+
+
+def leaning(direction: Tensor, gradient: Tensor, dot: sharding.Dot) -> Tensor:
+    """A unit direction leaning to the gradient by `LEAN`: what was dominant on the last batch, and what this one pulls at."""
+    own, direction = _unit(gradient, dot), _unit(direction, dot)
+    return _unit((1 - LEAN) * direction + LEAN * torch.sign(dot(direction, own)) * own, dot)
 
 
 def _unit(vector: Tensor, dot: sharding.Dot) -> Tensor:
@@ -178,25 +207,103 @@ def opened(
     grads: str = "auto",
     model: nn.Module | None = None,
 ) -> Iterator[Spectrum]:
-    """Evaluate the loss once and give estimates on it; everything the probe touched is put back at the end."""
+    """Evaluate the loss once and give estimates on it; everything that its evaluation touched is put back at the end."""
     _check(when, form)
-    layout = jacobian.layout_of(optimizer)
+    layout = movable(optimizer)
+    source = Closure(loss, layout.parameters, model, seed)
+    with source.running():
+        yield spectrum_of(
+            optimizer, source, layout, engine=engine, upcoming=when == "upcoming", form=form, reduce=reduce, grads=grads
+        )
+
+
+def spectrum_of(
+    optimizer: Optimizer,
+    source: Gradients,
+    layout: Layout,
+    *,
+    engine: str = "auto",
+    upcoming: bool = True,
+    form: str = "auto",
+    reduce: Reduce | None = None,
+    grads: str = "auto",
+    base: Base | None = None,
+    passage: Passage | None = None,
+    rounding: Tensor | None = None,
+) -> Spectrum:
+    """Choose the form of the step's Jacobian and how its products are taken, on any source of gradients.
+
+    Args:
+        optimizer: the rule, its state and its rates.
+        source: gradients of the step's loss.
+        layout: of the weights that can move.
+        engine: as `proximity`'s.
+        upcoming: whether the step is still to be taken.
+        form: as `proximity`'s.
+        reduce: averages a list of tensors over ranks in place.
+        grads: as `proximity`'s.
+        base: (loss, gradient) at the weights as they stand, where they are known.
+        passage: what stands between backward and step, where it is known; None: told from `.grad` where that is the loss's.
+        rounding: (parameters,) sizes of the rounding in each gradient, where an earlier estimate has measured them.
+    """
+    started: dict[str, Engine] = {}
+
+    def start(name: str) -> Engine:
+        if name not in started:
+            started[name] = open_engine(name, source, reduce, base)
+        return started[name]
+
+    own = own_gradient(layout, grads)
+    chosen = form_of(
+        optimizer, layout, form, lambda: own or start(engine_for(engine, layout, "black box")).step_gradient
+    )
+    opened_engine = start(engine_for(engine, layout, chosen))
+    if isinstance(opened_engine, FiniteDifferences):
+        opened_engine.known_rounding = rounding
+    settle = getattr(source, "settle", None)
+    if settle is not None:
+        settle()
+    notes = (
+        []
+        if own
+        else [
+            f"the step's gradient is the probe's, {'which was asked for' if grads == 'probe' else 'since .grad is empty'}"
+        ]
+    )
+    if passage is None:
+        passage = _told(opened_engine, own, layout)
+    notes += [*passage.notes, *getattr(source, "notes", ())]
+    gradient = own or opened_engine.step_gradient
+    product, symmetric, said = operator_of(
+        chosen, optimizer, opened_engine, layout, gradient, upcoming=upcoming, passage=passage
+    )
+    return Spectrum(optimizer, opened_engine, layout, chosen, product, (*notes, *said), gradient, symmetric, passage)
+
+
+def _told(engine: Engine, own: Sequence[Tensor | None] | None, layout: Layout) -> Passage:
+    """The passage from a given loss's gradient to `.grad`; nothing is told where that is another batch's."""
+    if own is None or any(sharding.is_sharded(p) for p in layout.parameters):
+        return Passage()
+    try:
+        found = between(engine.step_gradient, own, layout)
+    except MeasurementError:
+        return Passage()
+    return found if found.direction is not None or not found.notes or found.uniform != 1.0 else Passage()
+
+
+def movable(optimizer: Optimizer) -> Layout:
+    """The weights that can move.
+
+    Raises:
+        MeasurementError: where there is none.
+        NotDefinedError: for a rule that is known to take signs.
+    """
+    layout = layout_of(optimizer)
     if not layout.parameters:
         raise MeasurementError("the optimizer holds no parameter that asks for a gradient")
     if has_no_lipschitz_constant(optimizer):
         raise NotDefinedError(SIGNS.format(type(optimizer).__name__))
-    probe = Probe(loss, model, seed)
-    with probe.running():
-
-        def start(form: str) -> Engine:
-            return open_engine(engine_for(engine, layout, form), probe, layout.parameters, reduce)
-
-        def gradient() -> Sequence[Tensor | None]:
-            return own_gradient(layout, grads) or start("black box").step_gradient
-
-        chosen = form_of(optimizer, layout, form, gradient)
-        started = start(chosen)
-        yield _spectrum(optimizer, probe, started, layout, chosen, upcoming=when == "upcoming", grads=grads)
+    return layout
 
 
 def proximity(
@@ -221,7 +328,7 @@ def proximity(
         loss: runs a forward and returns a scalar tensor or an object with `.loss`.
         products: Jacobian products to spend; without `start` a quarter more, up to 10.
         start: `memory` of an earlier estimate, or a vector.
-        engine: "auto", or a name in `engines.ENGINES`.
+        engine: "auto", or a name in `hessian.ENGINES`.
         when: "last" (preconditioner as it stands) or "upcoming" (as it will stand in the next step, `.grad` taken in).
         block: {parameter: bool mask}: restrict the Jacobian to those weights.
         form: "auto" ("held" for a recognised rule, "full" for one that is found to be coordinate-wise, else "black box"),
@@ -229,7 +336,7 @@ def proximity(
         seed: of the probe's noise and of the start's.
         reduce: averages a list of tensors over ranks in place.
         grads: where an upcoming step's gradient comes from: "auto" (`.grad`, else the probe's) or "probe".
-        model: its buffers are guarded; without it, those of every module that runs in the probe.
+        model: its batch size is told; what the loss changes is put back with it or without.
 
     Raises:
         MeasurementError: when the loss has no graph, the rule no Lipschitz constant, or no engine works.
@@ -243,24 +350,6 @@ def proximity(
     with opened(optimizer, loss, model=model, **options) as spectrum:  # type: ignore[arg-type]
         found = spectrum.estimate(products=products, start=start, block=block, seed=seed)
     return replace(found, seconds=time.perf_counter() - began)
-
-
-def _spectrum(
-    optimizer: Optimizer,
-    probe: Probe,
-    engine: Engine,
-    layout: jacobian.Layout,
-    form: str,
-    *,
-    upcoming: bool,
-    grads: str,
-) -> Spectrum:
-    own = own_gradient(layout, grads)
-    gradient = own or engine.step_gradient
-    source = "which was asked for" if grads == "probe" else "since .grad is empty"
-    notes = [] if own else [f"the step's gradient is the probe's, {source}"]
-    product, symmetric, said = operator_of(form, optimizer, engine, layout, gradient, upcoming=upcoming)
-    return Spectrum(optimizer, probe, engine, layout, form, product, (*notes, *said), gradient, symmetric)
 
 
 def _check(when: str, form: str) -> None:

@@ -1,61 +1,158 @@
-"""Estimates along a run: warm starts, the engine that worked, and a cold restart now and then."""
+"""Readings along a run: what one remembers of the last, the engine that worked, and a cold restart now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topoopt import sharding
-from topoopt.curvature.engines import ENGINES, Reduce
-from topoopt.curvature.lanczos import Memory
-from topoopt.curvature.spectrum import FIRST, Block, SpectralEstimate, Spectrum, opened
-from topoopt.errors import ConfigError
+from topoopt.curvature.hessian import (
+    ENGINES,
+    DoubleBackward,
+    FiniteDifferences,
+    MathAttention,
+    Reduce,
+    failures_of,
+    tried,
+)
+from topoopt.curvature.jacobian import DROWNED, KINKS
+from topoopt.curvature.krylov import Memory
+from topoopt.curvature.live import LiveStep
+from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
+from topoopt.curvature.remembering import Remembered
+from topoopt.curvature.rules import recognise
+from topoopt.curvature.shadow import Shadow
+from topoopt.curvature.space import Layout
+from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum, movable, opened, spectrum_of
+from topoopt.curvature.tape import Tape
+from topoopt.curvature.warm import Read, possible, warm_products
+from topoopt.device import HostNumbers, brought_over
+from topoopt.errors import ConfigError, MeasurementError
 
 RESTART = 20
-"""Every so many estimates start cold, with no fewer than `FIRST` products: a warm start can follow an eigenvector that is no
-longer the largest."""
+"""Every so many readings start cold: a warm start can follow an eigenvector that is no longer the largest."""
+CHECK = 10
+"""Every so many readings the step is also replayed at the weights themselves, where it must give the gradient in `.grad`."""
+SUDDEN = 3.0
+"""A warm reading that exceeds the last one by this factor is taken again in full."""
+NOTHING = Memory(torch.zeros(0, 0), ())
+"""A warm reading's memory stays with the tracker."""
+
+
+@dataclass
+class Step:
+    """A taped step, ready to be read."""
+
+    shadow: Shadow
+    layout: Layout
+    passage: Passage
+    base: Base | None
+    reduce: Reduce | None
 
 
 class Tracked:
-    """Estimates on one graph, the first of all weights, with what the tracker remembers."""
+    """Estimates on one step, the first of all weights, with what the tracker remembers."""
 
-    def __init__(self, tracker: SpectralTracker, spectrum: Spectrum) -> None:
-        self._tracker, self.spectrum = tracker, spectrum
+    def __init__(self, tracker: SpectralTracker, make: Callable[[], Spectrum], step: Step | None = None) -> None:
+        self._tracker, self._make, self.step = tracker, make, step
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The operator, made when it is first asked for."""
+        return self._make()
 
     def estimate(self, products: int | None = None) -> SpectralEstimate:
         """r of all weights, from the last estimate's vector."""
         return self._tracker._estimate(self.spectrum, products)
 
+    def warm(self, read: Read = Tensor.tolist) -> SpectralEstimate | None:
+        """r by a few products from what the last reading left, where that can be done; cheaper than `estimate()`.
+
+        `read` brings its numbers over, and others with them.
+        """
+        return self._tracker._warm(self, read)
+
     def block(self, block: Block, products: int | None = None) -> SpectralEstimate:
         """r of a block of weights, from the part of the last vector that lies in it."""
         memory, count = self._tracker._memory, products or self._tracker.products
-        start = None if memory is None else memory.vectors[0]
+        start = None if memory is None else memory.recall().vectors[0]
         return self.spectrum.estimate(products=count, start=start, block=block, seed=self._tracker.seed)
 
 
 class SpectralTracker:
-    """Estimates r again and again while a model trains.
+    """Reads r again and again while a model trains.
+
+    Args:
+        optimizer: whose steps are read.
+        products: Jacobian products a reading spends once it is warm.
+        first: products of a reading that starts cold.
+        engine: "auto", or a name in `hessian.ENGINES`.
+        seed: of topoopt's own generators.
+        compact: keep what is remembered in a quarter of the weights' size, instead of as it is.
 
     Raises:
         ConfigError: for an engine that is not known.
     """
 
-    def __init__(self, optimizer: Optimizer, products: int = 8, engine: str = "auto", seed: int = 0) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        products: int = 8,
+        engine: str = "auto",
+        seed: int = 0,
+        *,
+        first: int = 10,
+        compact: bool = False,
+    ) -> None:
         if engine != "auto" and engine not in ENGINES:
             raise ConfigError(f"engine={engine!r} is not known: give auto, {', '.join(ENGINES)}")
-        self.optimizer, self.products, self.seed = optimizer, products, seed
-        self._engine = engine
-        self._memory: Memory | None = None
+        self._optimizer = weakref.ref(optimizer)
+        self.products, self.first, self.seed = products, max(first, products), seed
+        self._asked = self._engine = engine
+        self._compact = compact
+        self._memory: Remembered | None = None
         self._count = 0
+        self._rounding: Tensor | None = None
+        self._globally = self._kinked = False
+        self._lost: dict[int, Tensor] | None = None
+        self._last = 0.0
+        self._within = False
+        """Whether something changes the gradient within backward already (a hook on a weight): lengths cannot tell it."""
+        self.moving: set[str] = set()
+        """Names of buffers and parameters that the model's forward is known to write to; tapes and replays add to it."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Whose steps are read."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise MeasurementError("the optimizer is gone")
+        return optimizer
 
     @property
     def is_warm(self) -> bool:
         """Whether there is an earlier estimate to start from."""
         return self._memory is not None
+
+    def forget(self) -> None:
+        """Drop what is remembered: the weights are others now, or measuring has ended."""
+        self._memory, self._engine, self._rounding, self._lost = None, self._asked, None, None
+
+    def begin_again(self) -> None:
+        """As a tracker that has read nothing yet."""
+        self.forget()
+        self._count, self._last = 0, 0.0
+        self._globally = self._kinked = self._within = False
+
+    # -- on a loss that was given ------------------------------------------------------------------------------------
 
     @contextmanager
     def open(
@@ -71,36 +168,191 @@ class SpectralTracker:
         options = {"when": when, "grads": grads, "reduce": reduce, "model": model, "seed": self.seed}
         with opened(self.optimizer, loss, engine=self._engine, **options) as spectrum:  # type: ignore[arg-type]
             self._engine = spectrum.engine.name
-            yield Tracked(self, spectrum)
+            yield Tracked(self, lambda: spectrum)
 
     def estimate(self, loss: Callable[[], Any], *, block: Block | None = None, **options: Any) -> SpectralEstimate:
         """One estimate on a graph of its own."""
         with self.open(loss, **options) as tracked:
             return tracked.estimate() if block is None else tracked.block(block)
 
+    # -- on the user's own step --------------------------------------------------------------------------------------
+
+    def tape(self, model: nn.Module, *, inside: bool = False) -> Tape:
+        """A tape for the coming step of `model`."""
+        return Tape(model, movable(self.optimizer).parameters, inside=inside, moving=self.moving)
+
+    @contextmanager
+    def live(self, tape: Tape, *, reduce: Reduce | None = None) -> Iterator[Tracked]:
+        """Replay a taped step of sharded weights on the live model, watched; see `live`.
+
+        Raises:
+            MeasurementError: where the step could not be followed, with what stood in the way.
+        """
+        layout = movable(self.optimizer)
+        source = LiveStep(tape, self.seed)
+        with source.running():
+            spectrum = spectrum_of(self.optimizer, source, layout, engine=self._engine, reduce=reduce)
+            yield Tracked(self, lambda: spectrum)
+
+    def taped(self, tape: Tape, *, reduce: Reduce | None = None, numbers: HostNumbers | None = None) -> Tracked:
+        """Replay the step that was taped, before its update is taken. `numbers`: what the host knows of the rule's own.
+
+        Raises:
+            MeasurementError: where the step could not be followed, with what stood in the way.
+            NotDefinedError: for a rule without a Lipschitz constant.
+        """
+        layout = movable(self.optimizer)
+        layout = layout if numbers is None else replace(layout, numbers=numbers)
+        if [id(p) for p in layout.parameters] != [id(p) for p in tape.parameters]:
+            raise MeasurementError("the optimizer's parameters have changed within the step")
+        shadow = Shadow(tape)
+        if self._globally:
+            shadow.draw_globally()
+        passage, base = self._passage(tape, shadow, layout, reduce)
+        step = Step(shadow, layout, passage, base, reduce)
+        return Tracked(self, lambda: self._spectrum(step), step)
+
+    def _spectrum(self, step: Step) -> Spectrum:
+        name = self._engine if self._engine != "auto" else self._choose(step.shadow, step.reduce)
+        self._engine = name
+        spectrum = spectrum_of(
+            self.optimizer, step.shadow, step.layout, engine=name, reduce=step.reduce, base=step.base,
+            passage=step.passage, rounding=self._rounding if self._count % RESTART else None,
+        )  # fmt: skip
+        if isinstance(spectrum.engine, FiniteDifferences):
+            self._rounding, self._lost = spectrum.engine.known_rounding, spectrum.engine.lost
+            if self._kinked or step.shadow.kinks:
+                self._kinked = True
+                spectrum.notes = (*spectrum.notes, KINKS)
+        return spectrum
+
+    def _warm(self, tracked: Tracked, read: Read) -> SpectralEstimate | None:
+        """A few products from the last reading's direction, or None where a full reading is due or needed."""
+        step, memory = tracked.step, self._memory
+        if step is None or memory is None or memory.size != step.layout.size or self._count % RESTART == 0:
+            return None
+        if self._engine != FiniteDifferences.name or not possible(self.optimizer, step.passage, step.layout):
+            return None
+        began = time.perf_counter()
+        found = warm_products(
+            self.optimizer, step.shadow, step.layout, step.passage, memory, self._lost, step.reduce, self.products, read
+        )
+        if not found.r <= SUDDEN * self._last:
+            return None  # a jump, or no number: looked at anew, with all care
+        self._count += 1
+        self._memory, self._last = found.memory, found.r
+        rule, edge = recognise(self.optimizer)
+        left = 0 if self._lost is None else sum(map(len, self._lost.values()))
+        said = (*((KINKS,) if self._kinked else ()), *((DROWNED.format(left),) if left else ()))
+        return SpectralEstimate(
+            r=found.r, edge=edge, low=found.low, high=found.high, products=self.products, memory=NOTHING,
+            engine=FiniteDifferences.name, rule=rule, form="held", loss=float("nan"), probe_size=step.shadow.size,
+            notes=(*step.passage.notes, *said), seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _passage(
+        self, tape: Tape, shadow: Shadow, layout: Layout, reduce: Reduce | None
+    ) -> tuple[Passage, Base | None]:
+        """What stands between backward and the step, and (loss, gradient) as backward made it.
+
+        The gradient in `.grad` does for it, undone; now and then, and where lengths do not tell, the step is replayed.
+        """
+        found = [p.grad for p in layout.parameters]
+        passage = Passage() if tape.untouched else None
+        if passage is None and tape.raw_norms is not None and not self._within and self._count % CHECK:
+            lengths = [
+                torch.zeros((), device=tape.raw_norms.device) if g is None else g.norm().to(tape.raw_norms)
+                for g in found
+            ]
+            passage = by_lengths(tape.raw_norms, torch.stack(lengths), layout, found)
+        if passage is not None and passage.uniform is not None and self._count % CHECK and not self._within:
+            c = passage.uniform
+            return passage, (shadow.value, found if c == 1.0 else [None if g is None else g / c for g in found])
+        passage, base, why = self._compared(tape, shadow, found, layout, reduce)
+        if shadow.noisy and not self._globally and (passage is None or passage.rest):
+            shadow.draw_globally()  # checkpointing sets the generators itself
+            again, base_again, _ = self._compared(tape, shadow, found, layout, reduce)
+            if again is not None and not again.rest:
+                self._globally = True
+                return again, base_again
+        if passage is None:
+            raise MeasurementError(why)
+        return passage, base
+
+    def _compared(
+        self, tape: Tape, shadow: Shadow, found: Sequence[Tensor | None], layout: Layout, reduce: Reduce | None
+    ) -> tuple[Passage | None, Base, str]:
+        value, raw = self._replayed(shadow, reduce)
+        within = _changed_within(tape, raw)
+
+        def read(numbers: list[Tensor]) -> list[float]:
+            *values, changed = brought_over([*numbers, numbers[0].new_zeros(()) if within is None else within])
+            self._within = bool(changed)
+            return values
+
+        try:
+            return between(raw, found, layout, read), (value, raw), ""
+        except MeasurementError as error:
+            return None, (value, raw), str(error)
+
+    def _replayed(self, shadow: Shadow, reduce: Reduce | None) -> tuple[Tensor, list[Tensor | None]]:
+        value, raw = shadow.gradient()
+        if reduce is not None:
+            dense = [torch.zeros_like(p) if g is None else g for p, g in zip(shadow.parameters, raw)]
+            reduce(dense)
+            return value, list(dense)
+        return value, raw
+
+    def _choose(self, shadow: Shadow, reduce: Reduce | None) -> str:
+        """Differences, unless they would be wrong (kinks, 16 bits) and exact products can be formed.
+
+        Exact products cost about twice as much where a reading takes three. No clock decides: equal runs read equally.
+        """
+        coarse = shadow.low_precision or any(p.dtype in (torch.bfloat16, torch.float16) for p in shadow.parameters)
+        anywhere = getattr(reduce, "any", bool)
+        coarse, kinked = anywhere(coarse), anywhere(bool(shadow.kinks))
+        if not coarse and not kinked:
+            return FiniteDifferences.name
+        for kind in (DoubleBackward, MathAttention):
+            try:
+                tried(kind, shadow, reduce)
+            except failures_of(reduce):
+                continue
+            return kind.name
+        if coarse:
+            raise MeasurementError(
+                "the forward runs in 16 bits, in whose rounding finite differences are lost, and it cannot be differentiated twice"
+            )
+        return FiniteDifferences.name
+
     def _estimate(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
-        count, start = products or self.products, self._memory
-        if start is not None and self._count % RESTART == 0:
-            count, start = max(count, FIRST), None
+        count = products or self.products
+        start = None if self._memory is None else self._memory.recall()
+        if start is None or self._count % RESTART == 0:
+            count, start = max(count, self.first), None
         found = spectrum.estimate(products=count, start=start, seed=self.seed + self._count)
         self._count += 1
-        self._memory = found.memory if found.r == found.r else None
+        known = found.r == found.r
+        self._memory = Remembered.of(found.memory, compact=self._compact) if known else None
+        self._last = found.r if known else 0.0
         return found
 
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and a tensor (this rank's part of it, where weights are sharded)."""
-        memory = (
-            None if self._memory is None else {"vectors": self._memory.vectors, "values": list(self._memory.values)}
-        )
-        return {"engine": self._engine, "memory": memory, "count": self._count, "part": self._part()}
+        """Plain numbers and strings: what is remembered is as large as the weights, and is found anew in a few products."""
+        return {"engine": self._engine, "count": self._count, "moving": sorted(self.moving)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
-        self._engine, self._count, saved = state["engine"], int(state["count"]), state["memory"]
-        if saved is None or state["part"] != self._part():  # another rank's part: a cold start is better
-            self._memory = None
-        else:
-            self._memory = Memory(saved["vectors"], tuple(saved["values"]))
+        """Continue from `state_dict`'s values; the next reading starts cold."""
+        self._engine, self._count, self._memory = str(state["engine"]), int(state["count"]), None
+        self.moving = set(state.get("moving", ()))
 
-    def _part(self) -> tuple[int, int] | None:
-        return sharding.part_of_rank([p for group in self.optimizer.param_groups for p in group["params"]])
+
+def _changed_within(tape: Tape, raw: Sequence[Tensor | None]) -> Tensor | None:
+    """Whether the gradients were changed on their way to `.grad`: they are not as long there as those of a replay."""
+    if tape.raw_norms is None:
+        return None
+    there = tape.raw_norms
+    lengths = torch.stack([torch.zeros_like(there[0]) if g is None else g.norm().to(there) for g in raw])
+    return (lengths - there).abs().max() > LIKE * there.max()
