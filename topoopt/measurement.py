@@ -330,7 +330,7 @@ class Measurement:
             "topo/phase": float(list(Phase).index(self.phase)),
             "topo/proximity": self.proximity,
             "topo/edge": math.nan if self.edge is None else self.edge,
-            "topo/r_over_edge": math.nan if not self.edge else self.proximity / self.edge,
+            "topo/r_over_edge": math.nan if not self.edge or self.spectral.warming else self.proximity / self.edge,
             "topo/r_spec": self.r_spec,
             "topo/r_pair": self.r_pair,
             "topo/r_field": self.r_field,

@@ -1,0 +1,366 @@
+"""The verdict's rule against what a grid of rates shows, on the tasks it was fitted on and on others.
+
+Each task is trained at seven rates (half decades) under a cosine schedule, on the same batches. Over the first 100 steps r
+is read every 5 with 2 warm products on the step's own batch, with what a reading sees beside it: loss, gradient norm,
+update-to-weight ratio, silent units, whether there are normalisation layers. The truth of a run is what its end shows:
+
+* right where the final training loss (mean of the last twentieth) is within 1.5 times the grid's best; up to 3 times the
+  answer "right" passes as well as the side;
+* else too low or too high, by the side of the best rate; a run without an end is too high.
+
+The rule reads the first 100 steps alone, and so do the rules beside it: two thresholds on the gradient norm, on the loss's
+slope or on the update-to-weight ratio, the best pair on the tasks that the rule was fitted on too.
+
+    python benchmarks/verdict.py             # judge the runs in results/verdict_runs.json
+    python benchmarks/verdict.py --folds 5   # and cross-validate the constants over tasks
+    python benchmarks/verdict.py --run       # train first what is not in the results (all: about 20 minutes on one thread)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _verdict_tasks import FIT, HELD_OUT, RULES, Task, batches
+from torch import Tensor, nn
+
+from topoopt.curvature import SpectralTracker, recognise
+from topoopt.measurement import SpectralReading
+from topoopt.verdict import judge
+from topoopt.verdict import rule as thresholds
+from topoopt.verdict.evidence import median
+
+RESULTS = Path(__file__).parent / "results" / "verdict_runs.json"
+EVERY, UNTIL, PRODUCTS = 5, 100, 2
+WARMING = 10
+"""Steps of a preconditioned rule that are read as warming up."""
+COLUMNS, MEDIANS = ("r", "loss", "silent"), ("grad_norm", "update_ratio")
+"""What is written down of every reading, and what as the median of those from step 10 on."""
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class Silent:
+    """Share of the activations' units that give the same output on every sample (and place) of a batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [m for m in model.modules() if isinstance(m, ACTIVATIONS)]
+        self.counts: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Silent:
+        self.handles = [m.register_forward_hook(self._see) for m in self.modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        seen = output.detach().transpose(1, -1) if output.ndim == 4 else output.detach()
+        seen = seen.flatten(0, -2)
+        self.counts.append((int((seen.amax(0) == seen.amin(0)).sum()), seen.shape[1]))
+
+    @property
+    def share(self) -> float:
+        return sum(n for n, _ in self.counts) / sum(n for _, n in self.counts) if self.counts else math.nan
+
+
+def baseline_of(y: Tensor, *, regression: bool) -> float:
+    """Loss of the best constant prediction: the labels' entropy, or the targets' variance."""
+    if regression:
+        return float(y.var(0, correction=0).mean())
+    share = torch.bincount(y.flatten()).double() / y.numel()
+    return float(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def length(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(t.double().pow(2).sum()) for t in tensors))
+
+
+def train(task: Task, lr: float) -> dict[str, Any]:
+    """One run: its readings as columns, and its final loss (None where it is lost)."""
+    torch.manual_seed(0)
+    model, loss_of = task.model(), task.loss()
+    optimizer = RULES[task.rule][0](model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
+    tracker, parameters = SpectralTracker(optimizer, products=PRODUCTS), list(model.parameters())
+    columns: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *MEDIANS, "baseline")}
+    tail: list[float] = []
+    rule, edge = recognise(optimizer)
+    for step, (x, y) in enumerate(batches(task)):
+        reading = step % EVERY == 0 and step <= UNTIL
+        optimizer.zero_grad()
+        with Silent(model) as silent:
+            loss = loss_of(model(x), y)
+        loss.backward()
+        before = [p.detach().clone() for p in parameters] if reading else []
+        if reading:
+            found = tracker.estimate(lambda x=x, y=y: loss_of(model(x), y), when="upcoming", model=model)
+            columns["r"].append(found.r)
+            columns["loss"].append(float(loss.detach()))
+            columns["grad_norm"].append(length([p.grad for p in parameters if p.grad is not None]))
+            columns["silent"].append(silent.share)
+            columns["baseline"].append(baseline_of(y, regression=y.is_floating_point()))
+        optimizer.step()
+        if reading:
+            moved = length([p.detach() - b for p, b in zip(parameters, before)])
+            columns["update_ratio"].append(moved / length(before))
+        schedule.step()
+        if step >= task.steps - task.steps // 20:
+            tail.append(float(loss.detach()))
+    final = sum(tail) / len(tail)
+    return {
+        "lr": lr,
+        "edge": edge,
+        "rule": rule,
+        "normalized": any(isinstance(m, NORMS) for m in model.modules()),
+        "baseline": rounded(sum(columns.pop("baseline")) / (UNTIL // EVERY + 1), 4),
+        "final": rounded(final, 4),
+        **{name: rounded(median(columns[name][WARMING // EVERY :]), 3) for name in MEDIANS},
+        "columns": {name: column([rounded(v, 3) for v in columns[name]]) for name in COLUMNS},
+    }
+
+
+def column(values: list[float | None]) -> list[float | None] | float | None:
+    """A column that is all the same is one value."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def rounded(value: float, digits: int) -> float | None:
+    """To significant digits; None where it is no number, which JSON has no word for."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def run(path: Path, only: str = "") -> None:
+    """Train every task at every rate and write the readings down."""
+    known = json.loads(path.read_text()) if path.exists() else {"fit": {}, "held out": {}}
+    began = time.perf_counter()
+    for part, tasks in (("fit", FIT), ("held out", HELD_OUT)):
+        for task in tasks:
+            if only not in task.key or task.key in known[part]:
+                continue
+            since = time.perf_counter()
+            runs = [train(task, lr) for lr in RULES[task.rule][1]]
+            known[part][task.key] = {"batch": task.batch, "steps": task.steps, "runs": runs}
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(dumped(known))
+            finals = " ".join(f"{run['final']}" for run in runs)
+            print(f"{part}: {task.key} ({time.perf_counter() - since:.1f} s): {finals}", flush=True)
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+def dumped(known: dict[str, Any]) -> str:
+    """One line a run."""
+    lines = []
+    for part, tasks in known.items():
+        rows = [
+            f'{json.dumps(key)}: {{"batch": {task["batch"]}, "steps": {task["steps"]}, "runs": [\n'
+            + ",\n".join(json.dumps(run, separators=(",", ":")) for run in task["runs"])
+            + "\n]}"
+            for key, task in tasks.items()
+        ]
+        lines.append(f"{json.dumps(part)}: {{\n" + ",\n".join(rows) + "\n}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what was read of it, and what its end shows."""
+
+    task: str
+    lr: float
+    readings: list[SpectralReading]
+    steps: int
+    ratio: float
+    """Final loss over the grid's best."""
+    truth: frozenset[str]
+    """The answers that pass."""
+
+
+def runs_of(part: dict[str, Any]) -> list[Run]:
+    """The runs of a set of tasks, with their truth; without tasks on which a run that never moves would pass as right."""
+    runs = []
+    for key, task in part.items():
+        finals = [math.inf if run["final"] is None else run["final"] for run in task["runs"]]
+        best = finals.index(min(finals))
+        if task["runs"][0]["columns"]["loss"][0] <= 1.5 * finals[best]:
+            continue
+        for i, run in enumerate(task["runs"]):
+            ratio = finals[i] / finals[best]
+            side = "too low" if i < best else "too high"
+            truth = {"right"} if ratio <= 1.5 else {side, "right"} if ratio <= 3 else {side}
+            runs.append(Run(key, run["lr"], readings_of(run, task), task["steps"], ratio, frozenset(truth)))
+    return runs
+
+
+def readings_of(run: dict[str, Any], task: dict[str, Any]) -> list[SpectralReading]:
+    """The columns as readings."""
+    readings = []
+    count = UNTIL // EVERY + 1
+    columns = [v if isinstance(v, list) else [v] * count for v in (run["columns"][name] for name in COLUMNS)]
+    for i, values in enumerate(zip(*columns)):
+        r, loss, silent = (math.nan if value is None else value for value in values)
+        warming = "its averages are young" if "ad" in run["rule"] and i * EVERY < WARMING else ""
+        readings.append(
+            SpectralReading(
+                step=i * EVERY, r=r, edge=run["edge"], lr=(run["lr"],), rule=run["rule"], loss=loss, silent=silent,
+                baseline=run["baseline"], grad_norm=run["grad_norm"] or math.nan,
+                update_ratio=run["update_ratio"] or math.nan, normalized=run["normalized"], probe=task["batch"],
+                warming=warming, reason="" if math.isfinite(r) else "the loss or its curvature is not finite",
+            )
+        )  # fmt: skip
+    return readings
+
+
+ANSWER = {"collapsed": "too high", "at the edge": "right"}
+
+
+def ours(run: Run, every: int = EVERY) -> str:
+    """The verdict as an answer; a verdict that waits is no answer, and counts as wrong."""
+    state = judge([r for r in run.readings if r.step % every == 0], total_steps=run.steps).state
+    return ANSWER.get(state, state)
+
+
+def grad_norm(run: Run) -> float:
+    return run.readings[-1].grad_norm
+
+
+def loss_slope(run: Run) -> float:
+    """Share of the loss that is left after the window."""
+    losses = [r.loss for r in run.readings]
+    return median(losses[-5:]) / losses[0]
+
+
+def update_ratio(run: Run) -> float:
+    return run.readings[-1].update_ratio
+
+
+def r_over_edge(run: Run) -> float:
+    return median(r.r for r in run.readings[2:]) / (run.readings[0].edge or math.nan)
+
+
+def two_thresholds(value: Callable[[Run], float], runs: list[Run]) -> Callable[[Run], str]:
+    """The pair of thresholds, and the direction, that judge most of these runs correctly."""
+    values = [value(run) for run in runs]
+    known = sorted(v for v in values if math.isfinite(v))
+    cuts = [known[int(i * (len(known) - 1) / 60)] for i in range(61)]
+
+    def answer(v: float, low: float, high: float, rising: bool) -> str:
+        if not math.isfinite(v):
+            return "too high"
+        place = ("too low", "right", "too high") if rising else ("too high", "right", "too low")
+        return place[0] if v < low else place[2] if v > high else place[1]
+
+    def correct(options: tuple[float, float, bool]) -> int:
+        return sum(answer(v, *options) in run.truth for v, run in zip(values, runs))
+
+    pairs = [(low, high, rising) for low in cuts for high in cuts if low <= high for rising in (True, False)]
+    best = max(pairs, key=correct)
+    return lambda run: answer(value(run), *best)
+
+
+def line(name: str, answer: Callable[[Run], str], runs: list[Run]) -> str:
+    """Share of correct answers; shares of "right" said of runs over 3 times the best, of all runs and of those answers."""
+    said = [(answer(run), run) for run in runs]
+    correct = sum(a in run.truth for a, run in said)
+    right = [run for a, run in said if a == "right"]
+    wrong = sum(run.ratio > 3 for run in right)
+    none = sum(a not in ("too low", "right", "too high") for a, _ in said)
+    return (
+        f"| {name} | {correct} of {len(runs)} | {correct / len(runs):.1%} | {wrong / len(runs):.1%} "
+        f"| {wrong / max(len(right), 1):.1%} | {none} |"
+    )
+
+
+GRID = {
+    "LOW_DESCENT": (0.07, 0.084, 0.1),
+    "NORMALIZED": (0.5, 0.6, 0.8),
+    "HIGH": (5.0, 6.2, 7.5),
+    "HIGH_SPIKED": (2.4, 3.6),
+}
+"""Constants of the rule that are fitted anew in each fold, and their values."""
+
+
+def folds(path: Path, count: int = 5) -> None:
+    """Fit the constants on four fifths of all tasks, judge the last fifth, in turn; print the share of correct answers."""
+    runs = [run for part in json.loads(path.read_text()).values() for run in runs_of(part)]
+    tasks = sorted({run.task for run in runs})
+    random.Random(0).shuffle(tasks)
+    fold = [tasks.index(run.task) % count for run in runs]
+    before = {name: getattr(thresholds, name) for name in GRID}
+    answers: list[list[str]] = []
+    try:
+        for values in itertools.product(*GRID.values()):
+            for name, value in zip(GRID, values):
+                setattr(thresholds, name, value)
+            answers.append([ours(run) for run in runs])
+    finally:
+        for name, value in before.items():
+            setattr(thresholds, name, value)
+    correct = wrong = 0
+    for k in range(count):
+        best = max(answers, key=lambda a: sum(x in run.truth for x, run, f in zip(a, runs, fold) if f != k))
+        tested = [(x, run) for x, run, f in zip(best, runs, fold) if f == k]
+        correct += sum(x in run.truth for x, run in tested)
+        wrong += sum(x == "right" and run.ratio > 3 for x, run in tested)
+    print(f"\nconstants fitted on {count - 1} of {count} folds of {len(tasks)} tasks, tested on the other, in turn:")
+    print(f'{correct} of {len(runs)} correct ({correct / len(runs):.1%}), "right" over 3 x in {wrong / len(runs):.1%}')
+
+
+def report(path: Path, *, misses: bool) -> None:
+    """Print how often each rule is correct, on both sets."""
+    known = json.loads(path.read_text())
+    sets = {name: runs_of(part) for name, part in known.items()}
+    rules: dict[str, Callable[[Run], str]] = {
+        "verdict": ours,
+        "verdict, a reading every 20 steps": partial(ours, every=20),
+    }
+    rules["two thresholds on r/e"] = two_thresholds(r_over_edge, sets["fit"])
+    for name, value in (("gradient norm", grad_norm), ("loss slope", loss_slope), ("update ratio", update_ratio)):
+        rules[name] = two_thresholds(value, sets["fit"])
+    for part, runs in sets.items():
+        left_out = sorted(known[part].keys() - {run.task for run in runs})
+        print(f"\n{part}: {len(known[part]) - len(left_out)} tasks, {len(runs)} runs; left out: {left_out or 'none'}\n")
+        print('| rule | correct | | "right" over 3 x, of all runs | of those said right | no answer |')
+        print("|---|--:|--:|--:|--:|--:|")
+        for name, answer in rules.items():
+            print(line(name, answer, runs))
+        for run in runs:
+            if misses and ours(run) not in run.truth:
+                print(f"  {run.task}, lr {run.lr:g}: {' or '.join(sorted(run.truth))} ({run.ratio:.3g} x the best)")
+                print("    " + str(judge(run.readings, total_steps=run.steps)).replace("\n", "\n    "))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="train the runs that are not yet in the results")
+    parser.add_argument("--only", default="", help="part of a task's name")
+    parser.add_argument("--misses", action="store_true", help="print the verdicts that are wrong")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate over tasks in so many folds (two minutes)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.run:
+        run(RESULTS, options.only)
+    report(RESULTS, misses=options.misses)
+    if options.folds:
+        folds(RESULTS, options.folds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""A verdict is a pure function of readings: what it says of made-up ones, and what holds of any."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topoopt.measurement import GroupMeasurement, SpectralReading
+from topoopt.verdict import STATES, Verdict, judge, stalled
+from topoopt.verdict.evidence import gather
+from topoopt.verdict.numbers import number
+
+E = 3.8
+
+
+def run(level: float, *, losses: tuple[float, float] = (1.0, 0.2), count: int = 19, **fields) -> list[SpectralReading]:
+    """Readings every 5 steps from 10 on, at a constant r/e, with a loss that falls geometrically."""
+    first, last = losses
+    values = {
+        "edge": E,
+        "rule": "adamw",
+        "lr": (1e-3,),
+        "baseline": 2.3,
+        "grad_norm": 1.0,
+        "update_ratio": 1e-2,
+    } | fields
+    return [
+        SpectralReading(
+            step=10 + 5 * i, r=level * E, loss=first * (last / first) ** (i / (count - 1)) * (1.05 if i % 2 else 1), **values
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_nothing_read_is_not_enough() -> None:
+    verdict = judge([])
+    assert verdict.state == "not enough readings"
+    assert "no reading" in verdict.happened
+
+
+@pytest.mark.parametrize(("level", "state"), [(0.01, "too low"), (0.25, "right"), (0.8, "too high"), (1e4, "too high")])
+def test_the_level_decides_where_nothing_is_damaged(level: float, state: str) -> None:
+    assert judge(run(level)).state == state
+
+
+def test_the_three_lines_hold_the_numbers() -> None:
+    verdict = judge(run(0.04, losses=(2.3, 0.7)))
+    assert verdict.state == "too low"
+    assert "r/e was 0.04 (median of 19 readings, steps 10 to 100)" in verdict.happened
+    assert "the loss fell from 2" in verdict.happened
+    assert verdict.advice.startswith("Try a rate 10 times larger: 0.01.")
+    assert str(verdict) == "\n".join(verdict.lines)
+
+
+def test_a_rate_near_the_band_is_raised_by_less() -> None:
+    verdict = judge(run(0.12, losses=(2.0, 0.2)))
+    assert verdict.state == "too low"
+    factor = float(verdict.advice.split("a rate ")[1].split(" times")[0])
+    assert 2 <= factor < 10
+
+
+def test_every_groups_rate_is_named() -> None:
+    verdict = judge(run(0.01, lr=(1e-3, 1e-4, 1e-3)))
+    assert "0.01, 1e-3." in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("rule", "edge_of"),
+    [
+        ("sgd momentum", lambda beta: 2 * (1 + beta)),
+        ("adam", lambda beta: 2 * (1 + beta)),
+        ("sgd nesterov momentum", lambda beta: 2 * (1 + beta) ** 2 / (1 + 2 * beta)),
+    ],
+)
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.95])
+def test_beta_is_what_the_edge_says(rule: str, edge_of, beta: float) -> None:
+    edge = edge_of(beta)
+    share = gather([replace(reading, edge=edge, rule=rule) for reading in run(0.2)]).at_once
+    assert share == pytest.approx(1 - beta**2 if "nesterov" in rule else 1 - beta)
+
+
+def test_a_loss_that_scatters_around_its_floor_wants_no_more() -> None:
+    falling = run(0.1, losses=(2.0, 0.2))
+    floor = [replace(r, loss=1.0 + 0.1 * (-1) ** i) for i, r in enumerate(falling)]
+    started = [replace(falling[0], step=0, loss=2.3), *floor]
+    assert (judge(falling).state, judge(started).state) == ("too low", "right")
+
+
+def test_normalised_models_are_good_at_less() -> None:
+    losses = (2.0, 0.2)
+    assert judge(run(0.14, losses=losses)).state == "too low"
+    assert judge(run(0.14, losses=losses, normalized=True)).state == "right"
+
+
+def test_a_run_that_stops_to_be_a_number_has_collapsed() -> None:
+    readings = run(0.3)
+    readings += [replace(readings[-1], step=105, r=math.nan, loss=math.nan, reason="the loss is not finite")]
+    verdict = judge(readings)
+    assert verdict.state == "collapsed"
+    assert "Try a rate 10 times smaller: 1e-4." in verdict.advice
+    assert "step 105" in stalled(readings)
+
+
+def test_a_reading_that_failed_is_no_collapse() -> None:
+    readings = run(0.25)
+    readings += [replace(readings[-1], step=105, r=math.nan, loss=math.nan, reason="out of memory")]
+    assert judge(readings).state == "right"
+    assert stalled(readings) == ""
+
+
+def test_only_losses_that_are_no_numbers() -> None:
+    readings = [
+        SpectralReading(step=i, edge=2.0, lr=(1.0,), reason="the loss or its curvature is not finite") for i in range(9)
+    ]
+    assert judge(readings).state == "collapsed"
+
+
+def test_silent_units_at_a_constant_prediction_have_collapsed() -> None:
+    dead = run(0.01, losses=(2.3, 2.3), silent=0.9)
+    dead[0] = replace(dead[0], silent=0.1)
+    group = GroupMeasurement(
+        n=64, d=3, gain=0.1, certified=True, distortion=(1, 1), distortion_window=(1, 1), distortion_total=(1, 1),
+        contraction=0.0, merge_margin=0.1, diagrams=(), diagrams_step=-1, covering_radius=0.0, resolution=1.0,
+        recomputed=False, vanishing=0, twins=0, vanishing_tolerance=0.0, twin_tolerance=0.0, silent=60,
+    )  # fmt: skip
+    verdict = judge(dead, groups={"layer 2": group})
+    assert verdict.state == "collapsed"
+    assert "90% of the units silent (most in layer 2: 60 of 64)" in verdict.happened
+    assert "silent" in stalled(dead)
+
+
+def test_most_units_silent_with_a_loss_that_falls_is_too_high() -> None:
+    dying = run(0.2, silent=0.8)
+    dying[0] = replace(dying[0], silent=0.1)
+    assert judge(dying).state == "too high"
+
+
+def test_a_loss_above_its_start_has_collapsed_whatever_r_says() -> None:
+    assert judge(run(0.2, losses=(2.3, 80.0))).state == "collapsed"
+
+
+def test_a_loss_that_is_all_but_gone_says_nothing_against_the_rate() -> None:
+    solved = judge(run(0.01, losses=(2.3, 1e-5)))
+    assert solved.state == "right"
+    assert "the loss is all but gone" in solved.happened
+
+
+def test_a_spike_lowers_what_is_too_high() -> None:
+    spike = [SpectralReading(step=0, loss=1.0), SpectralReading(step=5, loss=4.0)]
+    calm, spiked = judge(run(0.35)), judge([*spike, *run(0.35)])
+    assert (calm.state, spiked.state) == ("right", "too high")
+    assert "with a spike of the loss to 4" in spiked.happened
+
+
+def test_a_plateau_has_to_wait() -> None:
+    verdict = judge(run(0.003, losses=(2.3, 2.3)))
+    assert verdict.state == "not enough readings"
+    assert "Nothing moves yet" in verdict.happened
+    assert judge(run(0.003, losses=(2.3, 2.3), update_ratio=1e-4)).state == "too low"
+
+
+def test_warming_readings_do_not_count() -> None:
+    verdict = judge(run(0.3, warming="its averages are young"))
+    assert verdict.state == "not enough readings"
+    assert "19 of them while the optimizer's averages were warming up" in verdict.happened
+    assert "5 more readings" in verdict.advice
+
+
+def test_without_r_the_pairs_are_a_lower_bound() -> None:
+    readings = [SpectralReading(step=i, lr=(0.1,), loss=1.0, reason="no loss was given") for i in range(9)]
+    verdict = judge(readings)
+    assert verdict.state == "lower bound only"
+    assert "no loss was given" in verdict.happened
+    assert "loss=" in verdict.advice
+
+
+@pytest.mark.parametrize(("r", "state"), [(0.01, "too low"), (1.5, "lower bound only"), (7.0, "too high")])
+@pytest.mark.parametrize("unknown", [{"edge": None, "rule": "mine"}, {"edge": 2.0, "rule": "black box"}])
+def test_an_unknown_rule_bounds_the_level_from_below(r: float, state: str, unknown: dict) -> None:
+    readings = [replace(reading, **unknown) for reading in run(r / E)]
+    verdict = judge(readings)
+    assert verdict.state == state
+    assert "r/e" not in verdict.happened
+
+
+def test_r_that_stays_at_the_edge() -> None:
+    verdict = judge(run(1.02))
+    assert verdict.state == "at the edge"
+    assert 'mode="preserve"' in verdict.advice
+
+
+def test_steering_is_said_and_counted_in() -> None:
+    verdict = judge(run(0.04, losses=(2.3, 0.7), scale=0.5))
+    assert "factor (0.5)" in verdict.unknown
+    assert "10 times larger: 5e-3" in verdict.advice
+
+
+def test_a_schedule_is_read_at_its_full_rate() -> None:
+    warmup = [replace(r, step=5 * i, lr=(1e-5,), r=1e-4) for i, r in enumerate(run(0.3)[:10])]
+    full = [replace(r, step=r.step + 40) for r in run(0.3)]
+    decay = [replace(r, step=r.step + 200, lr=(1e-5,), r=1e-4) for r in run(0.3)]
+    assert judge([*warmup, *full, *decay]).state == "right"
+
+
+def test_long_runs_are_judged_by_their_first_quarter() -> None:
+    early = [replace(r, step=10 * i) for i, r in enumerate(run(0.3))]
+    late = [replace(r, step=500 + 10 * i, loss=0.01) for i, r in enumerate(run(0.001, count=100))]
+    assert judge([*early, *late], total_steps=1500).state == "right"
+
+
+def test_a_resumed_run_says_where_it_begins() -> None:
+    assert "begin at step 5010" in judge([replace(r, step=r.step + 5000) for r in run(0.25)]).unknown
+
+
+def test_a_step_of_rate_zero_is_no_reading() -> None:
+    assert judge(run(0.0, lr=(0.0,))).state == "not enough readings"
+
+
+def test_the_order_of_readings_does_not_matter() -> None:
+    assert judge(run(0.2)[::-1]) == judge(run(0.2))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"silent": 0.95}, "silent"),
+        ({"update_ratio": 1e-9}, "float32"),
+        ({"grad_norm": 1e-6}, "gradient"),
+    ],
+)
+def test_what_stalls(changed: dict, said: str) -> None:
+    moving = run(0.1, losses=(2.0, 2.0), baseline=math.nan, silent=0.5)
+    assert stalled(moving) == ""
+    assert said in stalled([*moving[:8], *(replace(reading, **changed) for reading in moving[8:])])
+
+
+def test_what_has_learnt_is_not_stalled() -> None:
+    learnt = [replace(r, grad_norm=10.0 ** -(i / 2)) for i, r in enumerate(run(0.01, losses=(2.3, 1e-4)))]
+    assert stalled(learnt) == ""
+    assert stalled([]) == ""
+    assert stalled(learnt[:1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.04, "0.04"), (6e-3, "6e-3"), (2.345, "2.3"), (151.0, "150"), (12.0, "12"), (3.21e5, "3.2e5"), (0.0, "0"),
+        (0.00999, "0.01"), (-0.5, "-0.5"), (1.79e308, "1.8e308"),
+    ],
+)  # fmt: skip
+def test_numbers_have_two_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+# -- what holds of any readings ---------------------------------------------------------------------------------------
+
+numbers = st.one_of(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True))
+any_reading = st.builds(
+    SpectralReading,
+    step=st.integers(-1, 10_000),
+    r=st.one_of(st.floats(0, 100), numbers),
+    edge=st.one_of(st.none(), st.floats(2, 4), st.sampled_from([2.0, 3.8])),
+    lr=st.lists(st.floats(0, 10), max_size=3).map(tuple),
+    scale=st.floats(0, 10),
+    rule=st.sampled_from(["sgd", "sgd momentum", "sgd nesterov momentum", "adamw", "nadam", "lion", "black box", ""]),
+    reason=st.sampled_from(["", "no loss was given", "the loss or its curvature is not finite"]),
+    warming=st.sampled_from(["", "its averages are young"]),
+    loss=numbers,
+    baseline=numbers,
+    grad_norm=numbers,
+    update_ratio=numbers,
+    silent=st.one_of(st.floats(0, 1), st.just(math.nan)),
+    normalized=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(any_reading, max_size=12), st.one_of(st.none(), st.integers(0, 10_000)))
+def test_any_readings_have_a_verdict(readings: list[SpectralReading], total: int | None) -> None:
+    verdict = judge(readings, total_steps=total)
+    assert verdict.state in STATES
+    assert all(isinstance(text, str) and text.strip().endswith(".") for text in verdict.lines)
+    assert not any("nan" in text for text in verdict.lines)
+    assert verdict == judge(list(readings), total_steps=total)
+    assert isinstance(stalled(readings), str)
+
+
+ORDER = {"too low": 0, "right": 1, "at the edge": 2, "too high": 2}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1e-4, 10), st.floats(1, 100), st.sampled_from([2.0, 3.0, 3.8]), st.booleans())
+def test_more_r_is_never_a_lower_verdict(level: float, factor: float, edge: float, normalized: bool) -> None:
+    def judged(level: float) -> Verdict:
+        return judge([replace(r, edge=edge, r=level) for r in run(1.0, normalized=normalized)])
+
+    less, more = judged(level).state, judged(level * factor).state
+    if "at the edge" not in (less, more):
+        assert ORDER[less] <= ORDER[more]

@@ -1,0 +1,89 @@
+"""From readings to a verdict: evidence, rule, words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from topoopt.measurement import GroupMeasurement, SpectralReading
+from topoopt.verdict import rule, words
+from topoopt.verdict.evidence import Evidence, gather
+
+STATES = ("too low", "right", "too high", "at the edge", "collapsed", "not enough readings", "lower bound only")
+"""What a `Verdict` may say."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run's readings say of its learning rate, in three sentences with their evidence."""
+
+    state: str
+    """One of `STATES`."""
+    happened: str
+    """What happened, with the evidence."""
+    advice: str
+    """What to try, with a number where one is known."""
+    unknown: str
+    """What is not known."""
+
+    @property
+    def lines(self) -> tuple[str, str, str]:
+        """The three lines that every surface shows."""
+        return self.happened, self.advice, self.unknown
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def judge(
+    readings: Sequence[SpectralReading],
+    *,
+    total_steps: int | None = None,
+    groups: Mapping[str, GroupMeasurement] | None = None,
+) -> Verdict:
+    """Say what a run's readings mean for its learning rate: a pure function of plain numbers.
+
+    Args:
+        readings: all readings of the run so far, of any spacing; at least five at its full rate are needed. The rule was
+            fitted on one every five steps from 10 to 100; of longer runs the first quarter counts.
+        total_steps: length of the whole run, where it is known.
+        groups: the neuron groups as last measured; they add r_pair, where r itself is not known, and the most silent layer.
+    """
+    evidence = gather(readings, total_steps)
+    state, why = _state(evidence)
+    return Verdict(
+        state,
+        words.happened(state, why, evidence, groups or {}),
+        words.advice(state, why, evidence),
+        words.unknown(state, evidence),
+    )
+
+
+def _state(evidence: Evidence) -> tuple[str, str]:
+    """The state, and what else but r it rests on."""
+    if why := rule.collapsed(evidence):
+        return "collapsed", why
+    if why := rule.dying(evidence):
+        late, baseline = evidence.late_loss, evidence.baseline
+        return ("collapsed" if late > rule.STUCK * baseline else "too high"), why
+    if evidence.readings and not any(math.isfinite(reading.r) for reading in evidence.readings):
+        return "lower bound only", next((r.reason for r in reversed(evidence.readings) if r.reason), "")
+    if len(evidence.window) < rule.ENOUGH:
+        return "not enough readings", ""
+    if evidence.edge is None:
+        return _without_edge(evidence), ""
+    if rule.at_edge(evidence):
+        return "at the edge", ""
+    if evidence.level > rule.high(evidence):
+        return "too high", ""
+    if rule.waiting(evidence):
+        return "not enough readings", "plateau"
+    return ("too low" if evidence.level < rule.low(evidence) and not rule.solved(evidence) else "right"), ""
+
+
+def _without_edge(evidence: Evidence) -> str:
+    """An unknown rule's share at once lies between 0.05 (beta = 0.95) and 1, so r in its units between r and 4.5 r."""
+    if evidence.r > rule.high(evidence):
+        return "too high"
+    return "too low" if evidence.r < rule.low(evidence) * math.sqrt(0.05) else "lower bound only"

@@ -1,0 +1,199 @@
+"""The rule: a short list of thresholds, each fitted on the runs of the first set of `benchmarks/verdict.py`.
+
+Those are 1,085 runs of 155 small tasks (multilayer, residual, convolutional, attention, recurrent; with and without
+normalisation; images, tables, text, regression, noise; batches of 16 to 512; gradient descent, momentum of 0.5 to 0.95,
+Adam's family with beta1 of 0 to 0.95) at seven rates each, read over their first 100 steps and judged by the final loss of
+the grid. Thresholds on r are in units of sqrt(1 - beta): in these the best rates of all update rules read alike, where in
+units of the edge e they do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from topoopt.measurement import SpectralReading
+from topoopt.verdict.evidence import Evidence, gather, median
+from topoopt.verdict.numbers import number
+
+ENOUGH = 5
+"""Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
+HIGH = 6.2
+"""Median r / sqrt(1 - beta) above which a rate is too high: from 4.5 to here 10 fitted runs were right and 2 too high, above
+it 5 and 7, the right ones on text, whose loss has a high floor. Flat from 6 to 7."""
+SPIKED, HIGH_SPIKED = 1.5, 2.4
+"""The same for a run whose loss was up to 1.5 times its start on the way: 10 of 16 fitted ones above were too high, 3 right.
+Flat from 2 to 2.5."""
+LOW, LOW_DESCENT, STEEPNESS = 2.4, 0.084, 1.25
+"""Median r / sqrt(1 - beta) under which a rate is too low: LOW_DESCENT sqrt(batch / 64 / scatter) / left^STEEPNESS, or LOW,
+whichever is less.
+
+`left` is the share of its loss that a run keeps over the readings (last third against first), `scatter` how much the
+logarithm of the loss jumps from batch to batch. A loss that falls far and smoothly has room for a larger rate; one that
+scatters around a floor of noise has none, and its best rates read up to ten times lower. Flat from 0.08 to 0.09.
+"""
+SMALLEST_LEFT, SMALLEST_SCATTER, TYPICAL_SCATTER, TYPICAL_BATCH = 0.02, 1e-3, 0.07, 64
+"""Bounds of `left` and `scatter`, and what stands in where fewer than five losses, or no batch size, are known: the medians
+of the fitted runs."""
+NORMALIZED = 0.6
+"""Factor on the lower threshold for models with normalisation layers: only the direction of the weights counts there, and
+the best rates read lower (42 tasks: 1.8 against 2.2). Flat from 0.5 to 0.8."""
+SOLVED = 0.002
+"""A loss this far below its start has taken its curvature with it, so that r tells nothing against the rate: all six fitted
+runs that were this far after 100 steps passed as right, at r of down to a hundredth of what is right elsewhere."""
+DEAD = 0.6
+"""Rise of the share of silent units: 70 fitted runs rose by more, one of which ended within 1.5 times the best."""
+STUCK, SPIKE, BACK, SILENCED = 0.9, 1.4, 1.25, 0.3
+"""A loss over 0.9 of the best constant prediction's is collapsed where something shows that it has moved: a spike to 1.4
+times its start, a rise to 1.25 times what it had reached, or 0.3 more silent units: 56 fitted runs (40 of them with most
+units silent), all too high.
+"""
+ABOVE = 1.3
+"""A loss that stays this far above its start (and above half of the constant prediction's; where that is not known, above
+1.95 times its start) is collapsed: 23 fitted runs, of which two recovered."""
+AT_EDGE = (0.9, 1.2)
+"""Quartiles of r/e of a run that sits at the edge of stability: full-batch ones hover at 1.0 to 1.1; of the fitted runs, all
+in batches, one does."""
+PLATEAU, STRIDE = 0.97, 0.0025
+"""A loss within 0.97 of the constant prediction's that kept 0.97 of itself, while each step moved the weights by over 0.0025
+of their length, sits on a plateau: of ten such fitted runs four were right, two too high, one too low, three in between, so a
+verdict waits. With smaller steps 105 of 109 fitted runs at that loss were too low.
+"""
+TARGET, POWER = 2.1, 2.0
+"""Rates to try where one is too low: lr (TARGET / level)^POWER, as the best rates of the fitted runs lie. TARGET is the best
+rates' median; curvature gives way as the rate rises, so that r is not proportional to it.
+"""
+LEAST, MOST = 2.0, 10.0
+"""Bounds on that factor: one reading does not extrapolate further than tenfold."""
+CUT, CUT_LOST = 1 / 3, 1 / 10
+"""Factors where the rate is too high: the median of the fitted runs, and of those whose loss ceased to be finite."""
+ALL_SILENT = 0.9
+"""Share of silent units from which nothing is left to move, however many were silent at the start."""
+VANISHED = 1e-3
+"""A gradient this small against its own past, at a loss that has not fallen, has vanished."""
+STILL = 1e-7
+"""An update below float32's resolution of the weights moves nothing."""
+
+
+def lost(evidence: Evidence) -> str:
+    """Why the run is lost: its loss or gradient is no number any more; "" where it is not."""
+    if not evidence.readings:
+        return ""
+    last = evidence.readings[-1]
+    unread = math.isnan(last.loss) and math.isnan(last.r)
+    gone = unread and (
+        "not finite" in last.reason or (not last.reason and bool(evidence.losses))
+    )  # else: a failed reading
+    if math.isinf(last.loss) or gone or math.isinf(last.grad_norm):
+        at = f" at step {last.step}" if last.step >= 0 else ""
+        return f"the loss was no finite number{at}"
+    return ""
+
+
+def collapsed(evidence: Evidence) -> str:
+    """Why the run has collapsed, by its loss: "" where it has not, or where too few losses were seen."""
+    if gone := lost(evidence):
+        return gone
+    late, start, baseline = evidence.late_loss, evidence.start, evidence.baseline
+    if len(evidence.losses) < ENOUGH:
+        return ""
+    seen = not math.isnan(baseline)
+    constant = baseline if seen else start
+    if not constant > 0:  # a likelihood or a reward: its zero means nothing
+        return ""
+    if late > ABOVE * (max(start, baseline / 2) if seen else 1.5 * start):
+        return f"the loss ended at {number(late)}, above its start ({number(start)})"
+    if late <= STUCK * constant:
+        return ""
+    before, after = evidence.silent()
+    stays = f"the loss stays at {number(late)}, that of a constant prediction ({number(constant)}),"
+    if after - before > SILENCED:
+        return f"{stays} with {after:.0%} of the units silent"
+    if evidence.peak > SPIKE * start:
+        return f"{stays} after a spike to {number(evidence.peak)}"
+    if late > BACK * evidence.best_loss:
+        return f"{stays} though it had been down to {number(evidence.best_loss)}"
+    return ""
+
+
+def dying(evidence: Evidence) -> str:
+    """Why the units say that the rate is too high: most fell silent; "" where they did not."""
+    before, after = evidence.silent()
+    if after - before < DEAD or len(evidence.readings) < ENOUGH or math.isnan(after - before):
+        return ""
+    return f"the share of silent units rose from {before:.0%} to {after:.0%}"
+
+
+def waiting(evidence: Evidence) -> bool:
+    """Whether the run sits on a plateau that its rate does not explain."""
+    first, last = evidence.thirds()
+    at_constant = last > PLATEAU * evidence.baseline > 0
+    return at_constant and last > PLATEAU * first and evidence.update_ratio > STRIDE
+
+
+def low(evidence: Evidence) -> float:
+    """Lower threshold on `Evidence.level`."""
+    first, last = evidence.thirds()
+    usual = NORMALIZED if evidence.last.normalized else 1.0
+    if not (first > 0 and last > 0):  # unknown, or a likelihood, whose zero means nothing
+        return usual * LOW
+    left = max(last / first, SMALLEST_LEFT)
+    scatter = TYPICAL_SCATTER if math.isnan(evidence.scatter) else max(evidence.scatter, SMALLEST_SCATTER)
+    batch = (evidence.last.probe or TYPICAL_BATCH) / TYPICAL_BATCH
+    return usual * min(LOW_DESCENT * math.sqrt(batch / scatter) / min(left, 1e6) ** STEEPNESS, LOW)
+
+
+def solved(evidence: Evidence) -> bool:
+    """Whether the loss is all but gone."""
+    return 0 <= evidence.thirds()[1] < SOLVED * evidence.start
+
+
+def high(evidence: Evidence) -> float:
+    """Upper threshold on `Evidence.level`."""
+    return HIGH_SPIKED if spiked(evidence) else HIGH
+
+
+def spiked(evidence: Evidence) -> bool:
+    """Whether the loss was far above its start on the way."""
+    return evidence.peak > SPIKED * evidence.start > 0
+
+
+def at_edge(evidence: Evidence) -> bool:
+    """Whether r stays at the edge of stability."""
+    if len(evidence.steady) < ENOUGH:
+        return False
+    first, third = evidence.quartiles_over_edge()
+    return AT_EDGE[0] <= first and third <= AT_EDGE[1]
+
+
+def raised(evidence: Evidence) -> float:
+    """By what to multiply a rate that is too low."""
+    target = TARGET * (NORMALIZED if evidence.last.normalized else 1.0)
+    return min(max((target / max(evidence.level, 1e-9)) ** POWER, LEAST), MOST)
+
+
+def stalled(readings: Sequence[SpectralReading]) -> str:
+    """Why nothing moves any more, so that a low r is no sign of safe steps and no eta* is to be read off; "" where it does.
+
+    Looks at the latest third of the readings: a loss that is no number or has collapsed, units most of which are silent, a
+    gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
+    """
+    evidence = gather(readings)
+    if reason := collapsed(evidence) or dying(evidence):
+        return reason
+    last = evidence.readings[-max(1, len(readings) // 3) :]
+    silent, update = median(r.silent for r in last), median(r.update_ratio for r in last)
+    if silent >= ALL_SILENT:
+        return f"{silent:.0%} of the units are silent"
+    if update < STILL and any(lr > 0 for r in last for lr in r.lr):
+        return f"a step moves the weights by {number(update)} of their length, below what float32 resolves"
+    gradient, past = (
+        median(r.grad_norm for r in last),
+        max((r.grad_norm for r in readings if r.grad_norm > 0), default=0),
+    )
+    loss = evidence.late_loss
+    if past > 0 and gradient < VANISHED * past and loss > STUCK * evidence.start:
+        return (
+            f"the gradient is down to {number(gradient / past)} of what it was while the loss stays at {number(loss)}"
+        )
+    return ""
