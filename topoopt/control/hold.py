@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from topoopt.control.checks import require_number, require_whole
 from topoopt.control.policy import Reading, State
-from topoopt.control.tracking import curvatures, require, watch_loss
+from topoopt.control.tracking import bounded, curvature, curvatures, edge_of, said, unknown, watch_loss
 from topoopt.measurement import Decision
 
-MEMORY = 3
-"""Readings whose largest curvature counts: down at once, up only when three readings agree."""
+MEMORY = 5
+"""Readings whose second largest curvature counts: that of single batches is heavy-tailed, under Adam above all, so the
+largest is often a fluke; and a median follows a rising curvature too late for deep networks, which then die."""
 GROWTH = 1.3
 """Largest growth of the rate from one reading to the next."""
 START = 0.1
 """The first factor, as a share of the wanted one: the first curvature is of random weights and one batch."""
 BRAKE = 0.5
 """What a guard does to the rate."""
+SHORT = 60
+"""Steps that it takes to find the rate: ten readings or so, after the warm-up of a preconditioner."""
 
-TARGETS = {"adam": 0.5, "momentum": 0.25, "sgd": 1.0}
+TARGETS = {"adam": 0.5, "momentum": 0.3, "sgd": 1.5}
 """Default target by family of update rule, in units of its edge e, the first that the rule's name contains; any other rule:
-`DEFAULT_TARGET`. Found on `benchmarks/hold_suite.py`: momentum dies at half its edge on a deep ReLU network, Adam does not;
-plain SGD's best rates lie past the edge of one mini-batch, where no measurement of that batch can follow."""
+`DEFAULT_TARGET`. Found on `benchmarks/hold_suite.py`: plain SGD's best rates lie past the edge of one mini-batch, where r/e
+hardly moves with the rate (1.06 and 1.34 at rates that differ by three); momentum dies at half its edge on deep ReLUs."""
 DEFAULT_TARGET = 0.5
 
 
@@ -29,7 +34,8 @@ class Hold:
     """Keep r at `target` times the edge e, times the shape of the user's schedule.
 
     The user's optimizer may be given any rate: only the *shape* lr / peak of its schedule (cosine, warm-up, ...) is
-    used. Schedulers leave the peak in `initial_lr`; without a scheduler the first rate is the peak and the shape is 1.
+    used. Schedulers leave the peak in `initial_lr`; where a loop sets the rates by hand, the largest one so far is the
+    peak: a rise is taken for a warm-up, in which the rate is held, and what comes after it is followed.
 
     Args:
         target: in units of e; None: the default of the recognised update rule (`TARGETS`).
@@ -41,44 +47,59 @@ class Hold:
     target: float | None = None
     guard: float = 2.0
     floor: float = 1e-6
-    interval: int = 10
+    interval: int = 5
     name = "hold"
     steers = True
 
     def __post_init__(self) -> None:
-        wanted = "a positive multiple of the edge e, or None"
-        require(self.target is None or self.target > 0, "Hold", "target", self.target, wanted)
-        require(self.guard > 1, "Hold", "guard", self.guard, "a factor above 1 on the running median of the loss")
-        require(self.interval >= 1, "Hold", "interval", self.interval, "a whole number of steps >= 1")
+        if self.target is not None:
+            require_number("Hold", "target", self.target, "a positive multiple of the edge e, or None", 0)
+        wanted = "a factor above 1 on the running median of the loss"
+        require_number("Hold", "guard", self.guard, wanted, 1)
+        require_number("Hold", "floor", self.floor, "a factor in (0, 1]", 0, 1)
+        require_whole("Hold", "interval", self.interval)
 
     def start(self) -> State:
         """Nothing seen yet."""
-        return {"curvatures": [], "losses": [], "first_loss": None, "peak": None, "first_peak": None}
+        return {"curvatures": [], "losses": [], "first_loss": None, "peak": None, "first_peak": None, "told": False}
 
     def decide(self, reading: Reading, state: State) -> tuple[Decision, State]:
         """Factor such that r = target e (lr / peak), within growth, guard and floor."""
+        if reading.lr <= 0 or reading.base_lr <= 0:
+            return Decision(1.0, self.name, "none", "the user's rate is 0: there is nothing to scale"), state
         trouble, losses = watch_loss(reading, state, self.guard)
         seen = curvatures(reading, state, MEMORY)
-        after: State = {**losses, "curvatures": seen, "peak": state["peak"], "first_peak": state["first_peak"]}
-        if not seen or reading.base_lr <= 0:
-            return Decision(1.0, self.name, "none", f"r is not known yet ({reading.reason or 'no rate'})"), after
-        peak, rule = self._peak(reading, seen, state["peak"], trouble)
+        after: State = {**state, **losses, "curvatures": seen, "told": True}
+        events = () if state["told"] else self._too_short(reading)
+        edge, caveat = edge_of(reading)
+        wanted = self._target(reading.rule) * edge
+        if not seen:
+            return self._blind(reading, wanted, caveat, events), after
+        peak, rule = self._peak(reading, wanted / _typical(seen), state["peak"], trouble)
         first = state["first_peak"] if isinstance(state["first_peak"], float) else peak
-        note = trouble
+        note = said(caveat, trouble)
         if peak < self.floor * first:
             peak, rule = self.floor * first, "floor"
-            note = "the rate sits on its floor: sharpness can go on rising while the rate falls"
+            note = said(caveat, "the rate sits on its floor: sharpness can go on rising while the rate falls")
         after |= {"peak": peak, "first_peak": first}
-        events = (f"guard: {trouble}",) if trouble else ()
-        return Decision(peak / reading.base_lr, self.name, rule, note, events), after
+        events = (*events, f"guard: {trouble}") if trouble else events
+        return Decision(bounded(peak / reading.base_lr), self.name, rule, note, events), after
 
-    def _peak(self, reading: Reading, seen: list[float], last: object, trouble: str) -> tuple[float, str]:
+    def _blind(self, reading: Reading, wanted: float, caveat: str, events: tuple[str, ...]) -> Decision:
+        """Before the first reading that counts: the user's rate means nothing here, so what r allows for now."""
+        now = curvature(reading) if reading.warming else math.nan
+        if math.isnan(now):
+            return Decision(1.0, self.name, "none", unknown(reading), events)
+        return Decision(
+            bounded(wanted / (now * reading.lr)), self.name, "warming", said(caveat, reading.warming), events
+        )
+
+    def _peak(self, reading: Reading, wanted: float, last: object, trouble: str) -> tuple[float, str]:
         """Return the rate at the schedule's peak, and what limited it."""
-        wanted = self._target(reading.rule) * reading.edge / max(seen)
         if not isinstance(last, float):
             return START * wanted, "start"
-        if not reading.fresh:
-            return last, "target"
+        if not reading.fresh or math.isnan(reading.r):
+            return (BRAKE * last, "guard") if trouble and reading.fresh else (last, "target")
         if trouble:
             return min(wanted, BRAKE * last), "guard"
         return (wanted, "target") if wanted <= GROWTH * last else (GROWTH * last, "growth")
@@ -87,3 +108,17 @@ class Hold:
         if self.target is not None:
             return self.target
         return next((target for family, target in TARGETS.items() if family in rule.lower()), DEFAULT_TARGET)
+
+    def _too_short(self, reading: Reading) -> tuple[str, ...]:
+        left = math.inf if reading.total_steps is None else reading.total_steps - reading.step
+        if left >= SHORT:
+            return ()
+        return (
+            f"the {left} steps that are left are too few for Hold, which takes about {SHORT} to find its rate: give a rate "
+            "of your own, or find one beforehand (topoopt.suggest)",
+        )
+
+
+def _typical(seen: list[float]) -> float:
+    """The second largest of the curvatures, the only one where there is one."""
+    return sorted(seen)[-2:][0]

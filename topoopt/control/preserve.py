@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from topoopt.control.checks import require_number, require_whole
 from topoopt.control.policy import Reading, State
-from topoopt.control.tracking import curvatures, require
+from topoopt.control.tracking import SMALLEST, bounded, curvature, curvatures, unknown
 from topoopt.measurement import Decision
 
 MEMORY = 3
@@ -16,8 +18,9 @@ MEMORY = 3
 class Preserve:
     """Keep r <= `target`, so that the step stays bi-Lipschitz on the neurons; never raises the user's rate.
 
-    Below its edge a network's sharpness no longer stabilises itself: it may keep rising while the rate keeps falling
-    (Roulet et al. 2024). So the factor has a floor, and the record says when it sits there.
+    It works on r alone, so it needs no edge. While a preconditioner warms up r is an upper bound, which is kept to and
+    not remembered. Below its edge a network's sharpness no longer stabilises itself: it may keep rising while the rate
+    keeps falling (Roulet et al. 2024). So the factor has a floor, and the record says when it sits there.
 
     Args:
         target: largest r; below 1 the guarantee holds.
@@ -32,9 +35,9 @@ class Preserve:
     steers = True
 
     def __post_init__(self) -> None:
-        require(self.target > 0, "Preserve", "target", self.target, "a positive r, below 1 to keep the guarantee")
-        require(0 <= self.floor <= 1, "Preserve", "floor", self.floor, "a factor in [0, 1]")
-        require(self.interval >= 1, "Preserve", "interval", self.interval, "a whole number of steps >= 1")
+        require_number("Preserve", "target", self.target, "a positive r, below 1 to keep the guarantee", 0)
+        require_number("Preserve", "floor", self.floor, "a factor in [0, 1]", -SMALLEST, 1)
+        require_whole("Preserve", "interval", self.interval)
 
     def start(self) -> State:
         """Nothing seen yet."""
@@ -44,9 +47,13 @@ class Preserve:
         """Factor = min(1, target / r), with r from the largest of the last curvatures at the rate of now."""
         seen = curvatures(reading, state, MEMORY)
         after: State = {"curvatures": seen}
-        if not seen or reading.lr == 0:
-            return Decision(1.0, self.name, "none", f"r is not known yet ({reading.reason or 'no rate'})"), after
-        wanted = self.target / (max(seen) * reading.lr)
+        if reading.lr <= 0:
+            return Decision(1.0, self.name, "none", "the user's rate is 0: there is nothing to scale"), after
+        now = curvature(reading) if reading.warming else math.nan
+        known = seen if math.isnan(now) else [*seen, now]
+        if not known:
+            return Decision(1.0, self.name, "none", unknown(reading)), after
+        wanted = self.target / (max(known) * reading.lr)
         if wanted >= 1.0:
             return Decision(1.0, self.name, "none"), after
         if wanted < self.floor:
@@ -54,5 +61,5 @@ class Preserve:
                 f"the factor sits on its floor: r <= {self.target:g} would need {wanted:.2g}; sharpness can go on "
                 "rising while the rate falls"
             )
-            return Decision(self.floor, self.name, "floor", note), after
-        return Decision(wanted, self.name, "target"), after
+            return Decision(bounded(self.floor), self.name, "floor", note), after
+        return Decision(bounded(wanted), self.name, "target", reading.warming), after

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+
+from topoopt.device import HostNumbers, reading_is_free
+
+_MARK = "_topoopt_rates"
 
 
 @dataclass
@@ -16,6 +21,8 @@ class _Scaled:
     user: float | torch.Tensor
     ours: float | torch.Tensor
     version: int
+    number: float | None = None
+    """The user's, where it was known."""
 
 
 class RateScaler:
@@ -24,10 +31,17 @@ class RateScaler:
     The *current* value is multiplied, so any scheduler composes with it; the user's value is put back only where nobody
     wrote another one during the step. A tensor `lr` is changed in place (compiled and capturable optimizers hold on to
     it), once even when several groups share it.
+
+    What is in force is remembered on `optimizer`, where one is given: a step that raised, by whatever it was, leaves the
+    user's rate to be found by whoever comes next: `restore`, the next `apply`, or another scaler for this optimizer,
+    which begins by putting back what it finds. The mark is no part of a state dict, a pickle or a copy.
     """
 
-    def __init__(self) -> None:
-        self._scaled: list[_Scaled] = []
+    def __init__(self, optimizer: Optimizer | None = None) -> None:
+        self._scaled: list[_Scaled] = [] if optimizer is None else vars(optimizer).setdefault(_MARK, [])
+        self.numbers = HostNumbers()
+        """What the host knows of rates on a device."""
+        self.restore()
 
     @property
     def applied(self) -> bool:
@@ -44,18 +58,20 @@ class RateScaler:
             lr = group.get("lr")
             if lr is None or (isinstance(lr, torch.Tensor) and id(lr) in seen):
                 continue
+            # Noted first, changed then: an interrupt between the two leaves the user's value, which `restore` knows.
             if isinstance(lr, torch.Tensor):
                 seen.add(id(lr))
-                user = lr.detach().clone()
+                number = self.numbers.plain(lr)
+                known = number if isinstance(number, float) else None
+                self._scaled.append(_Scaled(group, lr.detach().clone(), lr, lr._version + 1, known))
                 with torch.no_grad():
                     lr.mul_(scale)
-                self._scaled.append(_Scaled(group, user, lr, lr._version))
             else:
-                group["lr"] = lr * scale
-                self._scaled.append(_Scaled(group, lr, group["lr"], 0))
+                self._scaled.append(_Scaled(group, lr, lr * scale, 0))
+                group["lr"] = self._scaled[-1].ours
 
     def restore(self) -> None:
-        """Put the user's values back wherever ours still stand."""
+        """Put the user's values back wherever ours still stand; safe at any time, and as often as one likes."""
         for entry in self._scaled:
             if entry.group.get("lr") is not entry.ours:
                 continue  # somebody set another rate during the step: theirs stays
@@ -63,26 +79,37 @@ class RateScaler:
                 if entry.ours._version == entry.version and isinstance(entry.user, torch.Tensor):
                     with torch.no_grad():
                         entry.ours.copy_(entry.user)
+                    if entry.number is not None:
+                        self.numbers.note(entry.ours, entry.number)
             else:
                 entry.group["lr"] = entry.user
         self._scaled.clear()
 
 
-def read_rates(param_groups: list[dict[str, Any]]) -> tuple[float, ...]:
-    """Each group's learning rate as a float (reads a tensor `lr`: a host sync on a device); 0.0 where it is None."""
-    return tuple(float(group["lr"]) if group.get("lr") is not None else 0.0 for group in param_groups)
-
-
-def host_rates(param_groups: list[dict[str, Any]]) -> tuple[float, ...] | None:
-    """The rates when they can be read without a host sync, else None."""
+def read_rates(param_groups: list[dict[str, Any]], numbers: HostNumbers | None = None) -> tuple[float, ...]:
+    """Each group's learning rate as a float; 0.0 where it is None. Tensors on a device are read together, unless known."""
+    known = HostNumbers() if numbers is None else numbers
     rates = [group.get("lr") for group in param_groups]
-    if any(isinstance(lr, torch.Tensor) and lr.device.type != "cpu" for lr in rates):
+    known.bring(rates)
+    return tuple(0.0 if lr is None else float(known.plain(lr)) for lr in rates)
+
+
+def host_rates(param_groups: list[dict[str, Any]], numbers: HostNumbers | None = None) -> tuple[float, ...] | None:
+    """The rates when they can be read without a host sync, else None."""
+    known = HostNumbers() if numbers is None else numbers
+    rates = [known.plain(group.get("lr")) for group in param_groups]
+    if any(isinstance(lr, torch.Tensor) and not reading_is_free(lr) for lr in rates):
         return None
-    return read_rates(param_groups)
+    return read_rates(param_groups, known)
 
 
-def peak_rate(param_groups: list[dict[str, Any]]) -> float:
-    """The largest rate of the user's schedule over the groups: where schedulers leave it, else the rate of now."""
+def peak_rate(param_groups: list[dict[str, Any]], numbers: HostNumbers | None = None) -> float:
+    """The largest rate of the user's schedule over the groups: where schedulers leave it, else the rate of now.
+
+    A rate set by hand beyond what a scheduler left counts too; `Steering` keeps the largest that it has seen.
+    """
     keys = ("max_lr", "initial_lr", "lr")
-    peaks = (next((group[key] for key in keys if group.get(key) is not None), 0.0) for group in param_groups)
-    return max(float(peak) for peak in peaks)
+    peaks = [next((group[key] for key in keys if group.get(key) is not None), 0.0) for group in param_groups]
+    known = HostNumbers() if numbers is None else numbers
+    known.bring(peaks)
+    return max(float(known.plain(peak)) for peak in peaks)

@@ -1,0 +1,90 @@
+"""Hold as a pure function: where it begins, how it moves, what it follows of the user's schedule."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from topoopt.control import Hold, Reading, State
+from topoopt.control.hold import GROWTH, START
+
+
+def reading(step: int = 0, r: float = 1.0, **more) -> Reading:
+    return Reading(step=step, r=r, **({"edge": 2.0, "lr": 0.1, "base_lr": 0.1, "loss": 1.0} | more))
+
+
+def run(policy: Hold, rs: list[float], **more) -> tuple[list[float], State]:
+    state, factors = policy.start(), []
+    for step, r in enumerate(rs):
+        decision, state = policy.decide(reading(step, r, **more), state)
+        factors.append(decision.scale)
+    return factors, state
+
+
+def test_it_starts_low_grows_slowly_and_holds_the_shape() -> None:
+    factors, state = run(Hold(0.5), [0.2] * 14)
+    wanted = 0.5 * 2.0 / 0.2
+    assert factors[0] == pytest.approx(START * wanted)
+    assert all(b <= GROWTH * a * (1 + 1e-12) for a, b in itertools.pairwise(factors))
+    assert factors[-1] == pytest.approx(wanted)
+    # Half way down the user's schedule r halves by itself: the factor stays.
+    half, _ = Hold(0.5).decide(reading(14, 0.1, lr=0.05), state)
+    assert half.scale == pytest.approx(wanted)
+
+
+def test_one_wild_reading_of_five_moves_nothing() -> None:
+    calm, state = run(Hold(0.5), [0.2] * 14)
+    wild, _ = Hold(0.5).decide(reading(14, 50.0), state)
+    assert wild.scale == pytest.approx(calm[-1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "target"), [("adamw", 0.5), ("sgd nesterov momentum", 0.3), ("sgd", 1.5), ("black box", 0.5)]
+)
+def test_it_knows_a_target_for_each_rule(rule: str, target: float) -> None:
+    decision, _ = Hold().decide(reading(rule=rule), Hold().start())
+    assert decision.scale == pytest.approx(START * target * 2.0)
+
+
+def test_the_first_steps_of_a_preconditioner_are_kept_to_and_not_learnt_from() -> None:
+    policy = Hold(0.5)
+    first, state = policy.decide(reading(0, 100.0, warming="young"), policy.start())
+    assert first.scale == pytest.approx(0.5 * 2.0 / 100.0)
+    assert first.rule == "warming"
+    second, _ = policy.decide(reading(10, 0.2), state)
+    assert second.scale == pytest.approx(START * 0.5 * 2.0 / 0.2)
+
+
+def test_a_warm_up_by_hand_is_held_and_what_comes_after_it_is_followed() -> None:
+    """While the rate rises it is its own peak; when it falls the shape is lr over the largest seen."""
+    _, state = run(Hold(0.5), [0.2] * 14)
+    held, _ = Hold(0.5).decide(reading(14, 0.4, lr=0.2, base_lr=0.2, fresh=False), state)
+    assert held.scale * 0.2 == pytest.approx(0.5 * 2.0 / 0.2 * 0.1)
+    after, _ = Hold(0.5).decide(reading(15, 0.2, lr=0.1, base_lr=0.2, fresh=False), state)
+    assert after.scale * 0.1 == pytest.approx(held.scale * 0.2 / 2)
+
+
+def test_a_guard_halves_the_rate_and_is_an_event() -> None:
+    calm, state = run(Hold(0.5), [0.2] * 14)
+    spike, _ = Hold(0.5).decide(reading(14, 0.2, loss=9.0), state)
+    assert spike.scale == pytest.approx(calm[-1] / 2)
+    assert spike.events
+    blind, _ = Hold(0.5).decide(reading(14, math.nan, loss=math.inf, finite=False), state)
+    assert blind.scale == pytest.approx(calm[-1] / 2)
+
+
+def test_a_run_too_short_is_told_so_once() -> None:
+    policy = Hold()
+    first, state = policy.decide(reading(0, total_steps=30), policy.start())
+    assert any("too few for Hold" in event for event in first.events)
+    second, _ = policy.decide(reading(1, total_steps=30), state)
+    assert not second.events
+    assert not policy.decide(reading(0, total_steps=120), policy.start())[0].events
+
+
+def test_an_unknown_edge_is_gradient_descents_and_said_so() -> None:
+    decision, _ = Hold(0.5).decide(reading(r=1.0, edge=None, rule="Lion"), Hold().start())
+    assert decision.scale == pytest.approx(START * 0.5 * 2.0)
+    assert "the edge of Lion is not known" in decision.note
