@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from topoopt.neurons import discover as discover
     from topoopt.neurons import verify as verify
     from topoopt.optimizer import TopoOptimizer as TopoOptimizer
+    from topoopt.suggestion import Suggestion as Suggestion
+    from topoopt.suggestion import suggest as suggest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "TopoOptimizer": "topoopt.optimizer",
@@ -39,6 +41,8 @@ _HOME = {
     "Simplify": "topoopt.control",
     "Hold": "topoopt.control",
     "Schedule": "topoopt.control",
+    "suggest": "topoopt.suggestion",
+    "Suggestion": "topoopt.suggestion",
 }
 
 __all__ = [  # noqa: RUF022 -- in the order in which one meets them
@@ -55,6 +59,8 @@ __all__ = [  # noqa: RUF022 -- in the order in which one meets them
     "Simplify",
     "Hold",
     "Schedule",
+    "suggest",
+    "Suggestion",
     "__version__",
 ]
 

@@ -9,6 +9,18 @@ class ConfigError(TopoError, ValueError):
     """A setting or an argument that cannot work."""
 
 
+class MissingExtraError(ConfigError, ImportError):
+    """A library that an extra of topoopt brings is not installed."""
+
+
+class FileError(TopoError, OSError):
+    """A file or folder that cannot be read or written, with the system's reason."""
+
+
+class RecordError(TopoError, ValueError):
+    """A file that is no record of a run, or a record that cannot take a line."""
+
+
 class PartitionedError(ConfigError):
     """The optimizer or the model holds flat partitions of the weights, in which no neuron is whole."""
 

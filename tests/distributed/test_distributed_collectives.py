@@ -7,35 +7,47 @@ import torch
 from torch import nn
 
 from topoopt.curvature import proximity
-from topoopt.optimizer import distributed
+from topoopt.parallel import Ranks
 from topoopt.sharding import full
 
 
+def of_ddp():
+    return Ranks(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
+
+
 def agree(rank, world):
+    ranks = of_ddp()
+    plain = Ranks(nn.Linear(2, 2))
+    found = Ranks(nn.Linear(2, 2))
+    found.found(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
     tensors = [torch.full((2, 3), float(rank)), torch.arange(4.0).double() * rank, torch.tensor(float(10 * rank))]
-    distributed.mean_(tensors)
+    ranks.mean_(tensors)
+    reduce = ranks.reducer()
+    assert reduce is not None
     return {
-        "active": distributed.is_active(),
-        "any": distributed.any_rank(rank == 1),
-        "none": distributed.any_rank(False),
-        "all": distributed.all_ranks_ok(rank == 1),
-        "float": distributed.from_rank_zero(0.1 + rank),
-        "object": distributed.from_rank_zero({"rank": rank}),
+        "active": ranks.active,
+        "any": ranks.any(rank == 1),
+        "none": ranks.any(False),
+        "float": ranks.from_zero(0.1 + rank),
+        "object": ranks.from_zero({"rank": rank}),
+        "number": ranks.mean(float(rank)),
         "mean": tensors,
-        "plain": distributed.reducer(nn.Linear(2, 2)) is None,
-        "ddp": distributed.reducer(nn.parallel.DistributedDataParallel(nn.Linear(2, 2))) is not None,
+        "plain": not plain.active and plain.reducer() is None and plain.any(rank == 1) is (rank == 1),
+        "found": found.active,
+        "reducer": (reduce.any(rank == 1), reduce.any(False)),
     }
 
 
 def leave(rank, world):
     """Rank 1 fails between its second and third product; a section that all end is then passed by both."""
-    reduce = distributed.reducer(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
+    ranks = of_ddp()
+    reduce = ranks.reducer()
     assert reduce is not None
     reasons = []
     for bad in (1, None):
         tensors = [torch.ones(3) * rank]
         try:
-            with distributed.together():
+            with ranks.together():
                 for product in range(4):
                     if product == 2 and rank == bad:
                         raise ValueError("rank 1 cannot")
@@ -69,7 +81,7 @@ def choose(rank, world):
         return (Once.apply(out) if rank == 1 else out.sin()).square().mean()
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    found = proximity(optimizer, loss, model=wrapped, reduce=distributed.reducer(wrapped))
+    found = proximity(optimizer, loss, model=wrapped, reduce=Ranks(wrapped).reducer())
     return found.engine, found.r
 
 
@@ -85,11 +97,12 @@ def test_ranks_agree(launch):
         assert seen["active"] is True
         assert seen["any"] is True
         assert seen["none"] is False
-        assert seen["all"] is False
         assert seen["float"] == 0.1
         assert seen["object"] == {"rank": 0}
+        assert seen["number"] == 0.5
         assert seen["plain"] is True
-        assert seen["ddp"] is True
+        assert seen["found"] is True
+        assert seen["reducer"] == (True, False)
         assert torch.equal(seen["mean"][0], torch.full((2, 3), 0.5))
         assert torch.equal(seen["mean"][1], torch.arange(4.0).double() / 2)
         assert torch.equal(seen["mean"][2], torch.tensor(5.0))
@@ -102,14 +115,15 @@ def test_a_rank_that_fails_is_not_waited_for(launch):
 
 
 def test_one_process_needs_no_group():
-    assert not distributed.is_active()
-    assert distributed.any_rank(True)
-    assert not distributed.any_rank(False)
-    assert distributed.from_rank_zero(0.5) == 0.5
+    ranks = Ranks(nn.Linear(2, 2))
+    assert not ranks.active
+    assert ranks.any(True)
+    assert not ranks.any(False)
+    assert ranks.from_zero(0.5) == ranks.mean(0.5) == 0.5
     tensor = torch.arange(3.0)
-    distributed.mean_([tensor])
+    ranks.mean_([tensor])
     assert torch.equal(tensor, torch.arange(3.0))
     assert full(tensor) is tensor
-    assert distributed.reducer(nn.Linear(2, 2)) is None
-    with pytest.raises(ValueError, match="mine"), distributed.together():
+    assert ranks.reducer() is None
+    with pytest.raises(ValueError, match="mine"), ranks.together():
         raise ValueError("mine")

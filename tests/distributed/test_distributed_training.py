@@ -35,14 +35,16 @@ def facts(measurement):
         "r_pair": measurement.r_pair,
         "lr_scale": measurement.lr_scale,
         "groups": {
-            name: (group.n, group.d, group.gain, group.merge_margin, *group.distortion_total)
+            name: (group.n, group.d, group.gain, group.merge_margin, *group.distortion)
             for name, group in measurement.groups.items()
         },
         "skipped": dict(measurement.skipped),
     }
 
 
-def train(rank, world, kind="none", mode="report", bad=None, bare=False, error=ValueError, engine="auto"):
+def train(
+    rank, world, kind="none", mode="report", bad=None, bare=False, error=ValueError, engine="auto", own_step=False
+):
     """Train on this rank's share; returns the weights, the factors and the measurements."""
     model, inputs, labels, probe_x, probe_y = setting()
     criterion = nn.CrossEntropyLoss()
@@ -72,7 +74,7 @@ def train(rank, world, kind="none", mode="report", bad=None, bare=False, error=V
     seen, factors = [], []
     if not bare:
         options = {"every": EVERY, "budget": None, "homology": 0, "per_group": False, "mode": mode, "engine": engine}
-        topo = TopoOptimizer(optimizer, wrapped, loss=loss, **options)
+        topo = TopoOptimizer(optimizer, wrapped, loss=None if own_step else loss, **options)
         topo.add_sink(lambda measurement: seen.append(facts(measurement)))
     for x, y in zip(inputs, labels):
         optimizer.zero_grad()
@@ -96,10 +98,10 @@ def assert_near(a, b, tolerance=1e-4):
             assert values == pytest.approx(other["groups"][name], rel=10 * tolerance)
 
 
-def check(launch, world, kind, mode, tolerance=1e-4):
+def check(launch, world, kind, mode, tolerance=1e-4, own_step=False):
     """Compare all ranks with each other, and with one process that sees every batch whole."""
-    alone = train(0, 1, mode=mode, engine="finite differences" if kind == "fsdp" else "auto")
-    ranks = launch(train, world, kind, mode)
+    alone = train(0, 1, mode=mode, engine="finite differences" if kind == "fsdp" else "auto", own_step=own_step)
+    ranks = launch(train, world, kind, mode, None, False, ValueError, "auto", own_step)
     for rank in ranks:
         assert rank["factors"] == ranks[0]["factors"]  # the same bits
         assert rank["seen"] == ranks[0]["seen"]
@@ -113,6 +115,16 @@ def check(launch, world, kind, mode, tolerance=1e-4):
 @pytest.mark.parametrize("mode", ["report", "hold"])
 def test_ddp_is_one_run(launch, mode):
     ranks = check(launch, 2, "ddp", mode)
+    assert all(math.isfinite(m["r_spec"]) for m in ranks[0]["seen"]), ranks[0]["seen"][0]["skipped"]
+    if mode == "hold":
+        assert any(factor != 1.0 for factor in ranks[0]["factors"])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", ["report", "hold"])
+def test_the_users_own_step_is_one_run(launch, kind, mode):
+    """No loss is given: each rank replays its own share of the step, and products are averaged."""
+    ranks = check(launch, 2, kind, mode, 3e-3, own_step=True)
     assert all(math.isfinite(m["r_spec"]) for m in ranks[0]["seen"]), ranks[0]["seen"][0]["skipped"]
     if mode == "hold":
         assert any(factor != 1.0 for factor in ranks[0]["factors"])

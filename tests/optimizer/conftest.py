@@ -42,4 +42,5 @@ def wrap() -> Iterator[Callable[..., TopoOptimizer]]:
 
     yield wrap
     for one in made:
-        one.detach()
+        if isinstance(one, TopoOptimizer):  # not detached yet
+            one.detach()

@@ -45,7 +45,7 @@ def train(mode: str, lr: float) -> tuple[list[float], float, float]:
         return (net(x) - y).square().mean() / 2
 
     first = float(loss().detach())
-    optimizer = TopoOptimizer(torch.optim.SGD(net.parameters(), lr=lr), net, mode=mode, loss=loss)
+    optimizer = TopoOptimizer(torch.optim.SGD(net.parameters(), lr=lr), net, mode=mode, budget=None)
     for _ in range(2000):
         optimizer.zero_grad()
         loss().backward()

@@ -1,5 +1,5 @@
-"""The wrapper: hooks on a torch optimizer, when to measure, what to keep between measurements."""
+"""The wrapper that is the optimizer: what happens around its steps, and what a run keeps."""
 
-from topoopt.optimizer.facade import TopoOptimizer
+from topoopt.optimizer.wrapper import TopoOptimizer
 
 __all__ = ["TopoOptimizer"]

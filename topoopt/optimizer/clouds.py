@@ -1,10 +1,11 @@
-"""The neuron clouds of a run: each group's points before and after a measured step, and what is remembered of it."""
+"""The neuron clouds of a run: each group's points around a measured step, its homology, and what is kept of earlier ones."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,152 +14,284 @@ from torch import Tensor, nn
 
 from topoopt.config import TopoConfig
 from topoopt.errors import MeasurementError
-from topoopt.geometry import compare, degeneracy, distances, ratios
-from topoopt.homology.h0 import spanning_tree
+from topoopt.geometry import Cloud, CloudMeasurement, DeviceMeasurement, StoredCloud, collect, measure
+from topoopt.homology import Finished, HomologyWorker, Watch, largest_loop, log_persistence, total_persistence
 from topoopt.measurement import GroupMeasurement
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.faults import Faults
-from topoopt.optimizer.topology import Topology
+
+FINISH_SECONDS = 60.0
+"""How long the end of a run, or a policy that looks, waits for homology that is on its way."""
+NOT_KEPT = (math.nan, math.nan)
+"""Distortion since a cloud that was not kept."""
 
 
 @dataclass
-class _Cloud:
-    """What is remembered of one group: the points at the first measurement, at the last, and its own proximity."""
+class _Reference:
+    """The cloud that a group's diagrams above degree 0 belong to, and how far their certificate reaches."""
 
-    first: Tensor
-    last: Tensor
-    proximity: float | None = None
-    proximity_step: int = -1
+    cloud: StoredCloud
+    step: int
+    diagrams: tuple[np.ndarray, ...]
+    covering_radius: float
+    watch: Watch
+    notes: tuple[str, ...]
 
 
 class Clouds:
-    """Measures the groups around a step; a group that fails is skipped by name and the others go on."""
+    """Measures the groups around a step; a group that fails is skipped by name and the others go on.
+
+    Between steps nothing is kept of them unless `TopoConfig.keep` says so: "host" and "device" keep the first and the last
+    measured cloud of each group, and the one its diagrams belong to, at half the size where that is exact enough.
+    """
 
     def __init__(self, config: TopoConfig, faults: Faults) -> None:
-        self._faults = faults
-        self._clouds: dict[str, _Cloud] = {}
-        self._before: dict[str, Tensor] = {}
-        self._topology = Topology(config)
+        self._config, self._faults = config, faults
+        self._before: dict[str, Cloud] = {}
+        self._first: dict[str, StoredCloud] = {}
+        self._last: dict[str, StoredCloud] = {}
+        self._references: dict[str, _Reference] = {}
+        self._asked: dict[tuple[str, int], tuple[GroupMeasurement, StoredCloud | None]] = {}
+        self._failed: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._worker: HomologyWorker | None = None
+        self._done: list[tuple[str, int, GroupMeasurement]] = []
+
+    # -- around a step -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def before(self, model: nn.Module, groups: list[NeuronGroup]) -> dict[str, str]:
         """Take every group's points before the step; returns what was skipped, with its reason."""
         self._before, skipped = {}, {}
         for group in groups:
+            part = _part(group.name)
+            if self._faults.off(part):
+                skipped[group.name] = self._faults.off(part)
+                continue
             try:
-                self._before[group.name] = _finite(group.points(model))
+                self._before[group.name] = Cloud(group.points(model))
             except Exception as error:
-                skipped[group.name] = self._faults.note("geometry", error)
+                skipped[group.name] = self._faults.note(part, error)
         return skipped
 
     @torch.no_grad()
     def after(
-        self,
-        model: nn.Module,
-        groups: list[NeuronGroup],
-        step: int,
-        proximity: tuple[str, float] | None,
-        *,
-        wait: bool = False,
+        self, model: nn.Module, groups: list[NeuronGroup], step: int, *, stood: bool = False
     ) -> tuple[dict[str, GroupMeasurement], dict[str, str]]:
-        """Compare with the points after the step; returns the groups' measurements and what was skipped."""
-        measured: dict[str, GroupMeasurement] = {}
+        """Compare with the points after the step (`stood`: there was none); what was measured, and what was skipped."""
+        self._collect()
+        pending: list[tuple[str, Cloud, DeviceMeasurement]] = []
         skipped: dict[str, str] = {}
         for group in groups:
             before = self._before.pop(group.name, None)
             if before is None:
                 continue  # skipped before the step, with its reason
             try:
-                points = _finite(group.points(model))
-                cloud = self._clouds.setdefault(group.name, _Cloud(first=before, last=before))
-                cloud.first, cloud.last = cloud.first.to(points.device), cloud.last.to(points.device)  # after a resume
-                if proximity is not None and proximity[0] == group.name:
-                    cloud.proximity, cloud.proximity_step = proximity[1], step
-                measured[group.name] = self._measure(group, cloud, before, points, step)
-                cloud.last = points
+                after = before if stood else Cloud(group.points(model))
+                pending.append((group.name, after, self._measure(group.name, before, after)))
             except Exception as error:
-                skipped[group.name] = self._faults.note("geometry", error)
-        return self._topology.complete(measured, wait=wait), skipped
+                skipped[group.name] = self._faults.note(_part(group.name), error)
+        measured: dict[str, GroupMeasurement] = {}
+        for (name, cloud, device), result in zip(pending, collect(device for _, _, device in pending)):
+            if isinstance(result, MeasurementError):
+                skipped[name] = self._faults.note(_part(name), result)
+                continue
+            self._faults.went_well(_part(name))
+            measured[name] = self._finished(name, cloud, device, result, step)
+        return measured, skipped
 
-    def _measure(
-        self, group: NeuronGroup, cloud: _Cloud, before: Tensor, points: Tensor, step: int
+    def _measure(self, name: str, before: Cloud, after: Cloud) -> DeviceMeasurement:
+        windows: dict[str, Any] = {}
+        for key, kept in (("first", self._first), ("last", self._last)):
+            if name in kept:
+                windows[key] = kept[name]
+        if name in self._references:
+            windows["homology"] = self._references[name].cloud
+        keep = self._config.keep != "none"
+        return measure(before, after, windows=windows, keep_distances=self._config.homology >= 1, halve=keep)
+
+    def _finished(
+        self, name: str, cloud: Cloud, device: DeviceMeasurement, found: CloudMeasurement, step: int
     ) -> GroupMeasurement:
-        moved = compare(before, points)
-        d = distances(points)
-        tree = spanning_tree(d, points=points)
-        weak = degeneracy(points, d)
-        deaths = tree.deaths.double().cpu().numpy()
-        requested = self._topology.look(group.name, step, points, d)
-        return GroupMeasurement(
-            n=points.shape[0],
-            d=points.shape[1],
-            gain=moved.gain,
-            certified=moved.certified,
-            distortion=(moved.lower, moved.upper),
-            distortion_window=(moved.lower, moved.upper)
-            if cloud.last is before
-            else ratios(cloud.last, points, distances=d),
-            distortion_total=(moved.lower, moved.upper)
-            if cloud.first is before
-            else ratios(cloud.first, points, distances=d),
-            contraction=moved.contraction,
-            gain_pair=moved.gain_pair,
-            merge_margin=float(deaths[0]) if len(deaths) else math.inf,
-            diameter=float(d.max()),
-            vanishing=weak.vanishing,
-            twins=weak.twins,
-            unresolved_twins=weak.unresolved_twins,
-            vanishing_tolerance=weak.vanishing_tolerance,
-            twin_tolerance=weak.twin_tolerance,
-            proximity=cloud.proximity,
-            proximity_step=cloud.proximity_step,
-            recomputed=requested,
-            diagrams=(_h0_diagram(deaths),),
+        stored = self._store(cloud, found)
+        step_window = (found.distortion.lower, found.distortion.upper)
+        group = GroupMeasurement(
+            n=found.n,
+            d=found.d,
+            gain=found.distortion.gain,
+            certified=found.distortion.certified,
+            distortion=step_window,
+            distortion_window=found.windows.get("last", step_window if name not in self._last and stored else NOT_KEPT),
+            distortion_total=found.windows.get(
+                "first", step_window if name not in self._first and stored else NOT_KEPT
+            ),
+            contraction=found.distortion.contraction,
+            gain_pair=found.distortion.gain_pair,
+            merge_margin=found.merge_margin,
+            diameter=found.diameter,
+            vanishing=found.degeneracy.vanishing,
+            twins=found.degeneracy.twins,
+            unresolved_twins=found.degeneracy.unresolved_twins,
+            vanishing_tolerance=found.degeneracy.vanishing_tolerance,
+            twin_tolerance=found.degeneracy.twin_tolerance,
+            effective_rank=found.effective_rank,
+            recomputed=False,
+            diagrams=(found.h0,),
+            total_persistence=(total_persistence(found.h0),),
             diagrams_step=step,
             covering_radius=0.0,
             resolution=math.nan,
+            notes=(self._failed.pop(name),) if name in self._failed else (),
         )
+        group = self._homology(name, cloud, device.distances, found, group, step, stored)
+        if stored is not None:
+            self._first.setdefault(name, stored)
+            self._last[name] = stored
+        return group
 
-    def finish(self, groups: Mapping[str, GroupMeasurement]) -> dict[str, GroupMeasurement]:
-        """Wait for late homology and return those of `groups` that it completes; then stop the worker."""
-        return self._topology.finish(dict(groups))
+    def _store(self, cloud: Cloud, found: CloudMeasurement) -> StoredCloud | None:
+        if self._config.keep == "none":
+            return None
+        device = cloud.points.device if self._config.keep == "device" else torch.device("cpu")
+        margin = found.merge_margin if math.isfinite(found.merge_margin) else 0.0
+        return StoredCloud.of(cloud, margin=margin, device=device, rounding=found.rounding)
 
-    def counts(self) -> dict[str, int]:
-        """Running totals of the homology worker."""
-        return self._topology.counts()
+    # -- homology above degree 0 -------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The clouds that windows are measured against, and the reference diagrams."""
-        clouds = {
-            name: {
-                "first": cloud.first,
-                "last": cloud.last,
-                "proximity": cloud.proximity,
-                "proximity_step": cloud.proximity_step,
-            }
-            for name, cloud in self._clouds.items()
-        }
-        return {"clouds": clouds, "topology": self._topology.state_dict()}
+    def _homology(
+        self,
+        name: str,
+        cloud: Cloud,
+        distances: Tensor | None,
+        found: CloudMeasurement,
+        group: GroupMeasurement,
+        step: int,
+        stored: StoredCloud | None,
+    ) -> GroupMeasurement:
+        """Diagrams that are certified unchanged, or a request for new ones."""
+        if self._config.homology < 1 or found.n < 3:
+            return group
+        if self._faults.off("homology"):
+            return replace(group, notes=(*group.notes, f"homology above degree 0 is {self._faults.off('homology')}"))
+        reference = self._references.get(name)
+        if reference is not None and "homology" in found.windows:
+            reference.watch = reference.watch.observe(*found.windows["homology"])
+            if not reference.watch.stale:
+                self._counts["homology_certified"] += 1
+                return _with_diagrams(
+                    group, (group.diagrams[0], *reference.diagrams[1:]), reference.step, reference.covering_radius,
+                    reference.watch.resolution, reference.notes,
+                )  # fmt: skip
+        if any(key[0] == name for key in self._asked):
+            return replace(
+                group, notes=(*group.notes, "homology of an earlier step is still on its way: none was asked for")
+            )
+        try:
+            self._start().submit(
+                name, step, distances if distances is not None else cloud.distances, deaths=found.deaths, trusted=True
+            )
+        except Exception as error:
+            return replace(group, notes=(*group.notes, f"homology: {self._faults.note('homology', error)}"))
+        self._counts["homology_computed"] += 1
+        group = replace(group, recomputed=True, pending=True)
+        self._asked[name, step] = (group, stored)
+        return group
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
-        self._clouds = {name: _Cloud(**cloud) for name, cloud in state["clouds"].items()}
-        self._topology.load_state_dict(state["topology"])
+    def _start(self) -> HomologyWorker:
+        if self._worker is None:
+            self._worker = HomologyWorker(degree=self._config.homology, max_points=self._config.max_points)
+        return self._worker
+
+    def arrived(self, *, wait: bool = False) -> dict[int, dict[str, GroupMeasurement]]:
+        """Step -> groups of that step's measurement which homology has completed since the last call."""
+        self._collect(wait=wait)
+        done, self._done = self._done, []
+        steps: dict[int, dict[str, GroupMeasurement]] = {}
+        for name, step, group in done:
+            steps.setdefault(step, {})[name] = group
+        return steps
+
+    def _collect(self, *, wait: bool = False) -> None:
+        if self._worker is not None:
+            for finished in self._worker.collect(wait=wait, timeout=FINISH_SECONDS if wait else None):
+                self._take(finished)
+
+    def _take(self, finished: Finished) -> None:
+        asked = self._asked.pop((finished.group, finished.step), None)
+        if asked is None:
+            return
+        group, stored = asked
+        if finished.persistence is None:
+            self._counts["homology_failed"] += 1
+            note = f"homology of step {finished.step} failed: {finished.error}"
+            self._failed[finished.group] = note
+            group = replace(group, pending=False, notes=(*group.notes, note))
+        else:
+            result = finished.persistence
+            diagrams = tuple(result.diagrams)
+            notes = tuple(result.notes)
+            watch = Watch.of(diagrams)
+            if stored is not None:
+                self._references[finished.group] = _Reference(
+                    stored, finished.step, diagrams, result.covering_radius, watch, notes
+                )
+            group = _with_diagrams(group, diagrams, finished.step, result.covering_radius, watch.resolution, notes)
+        self._done.append((finished.group, finished.step, group))
+
+    # -- the end, and checkpoints ------------------------------------------------------------------------------------
+
+    def close(self) -> list[str]:
+        """Stop the worker and let go of everything; returns what was still on its way, by name."""
+        given_up: list[str] = []
+        if self._worker is not None:
+            for finished in self._worker.close():
+                if finished.persistence is None:
+                    given_up.append(f"homology of {finished.group} at step {finished.step}: {finished.error}")
+                self._take(finished)
+            self._counts["homology_restarts"] += self._worker.restarts
+            self._worker = None
+        given_up += [f"homology of {name} at step {step}" for name, step in self._asked]
+        self.forget()
+        return given_up
+
+    def forget(self) -> None:
+        """Let go of every cloud."""
+        for held in (self._before, self._first, self._last, self._references, self._asked, self._failed):
+            held.clear()
+
+    def counts(self) -> Mapping[str, int]:
+        """Running totals: computed, certified unchanged, failed, worker restarts."""
+        if self._config.homology < 1:
+            return {}
+        restarts = self._counts["homology_restarts"] + (self._worker.restarts if self._worker else 0)
+        return {**self._counts, "homology_restarts": restarts}
 
 
-def _finite(points: Tensor) -> Tensor:
-    """Return the points, or raise naming the neurons that are not finite (one host read a measurement)."""
-    bad = ~torch.isfinite(points).all(dim=1)
-    if bool(bad.any()):
-        named = bad.nonzero().flatten().tolist()
-        shown = ", ".join(map(str, named[:8])) + (", ..." if len(named) > 8 else "")
-        raise MeasurementError(
-            f"{len(named)} of {len(points)} neurons have NaN or infinite weights (neurons {shown}): the run has "
-            "diverged, or an overflow was applied; lower the learning rate"
-        )
-    return points
+def _part(name: str) -> str:
+    """What faults in a group's geometry are counted under: one broken group does not cost the others."""
+    return f"geometry of {name}"
 
 
-def _h0_diagram(deaths: np.ndarray) -> np.ndarray:
-    """Births 0, deaths the spanning tree's edges, and the one class that never dies: (n, 2)."""
-    return np.column_stack([np.zeros(len(deaths) + 1), np.append(deaths, np.inf)])
+def _with_diagrams(
+    group: GroupMeasurement,
+    diagrams: tuple[np.ndarray, ...],
+    step: int,
+    covering_radius: float,
+    resolution: float,
+    notes: tuple[str, ...],
+) -> GroupMeasurement:
+    diagrams = (group.diagrams[0], *diagrams[1:])
+    loops = diagrams[1] if len(diagrams) > 1 else np.zeros((0, 2))
+    longest = largest_loop(loops)
+    return replace(
+        group,
+        diagrams=diagrams,
+        diagrams_step=step,
+        covering_radius=covering_radius,
+        resolution=resolution,
+        total_persistence=tuple(total_persistence(d) for d in diagrams),
+        largest_loop=longest / group.diameter if group.diameter > 0 else math.nan,
+        log_persistence=log_persistence(loops),
+        pending=False,
+        notes=(*group.notes, *notes),
+    )

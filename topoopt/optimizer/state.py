@@ -1,0 +1,205 @@
+"""What is kept: a run's part of a checkpoint, checked whole before any of it is used; and a snapshot of weights to go back to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import topoopt
+from topoopt.config import TopoConfig
+from topoopt.curvature import recognise
+from topoopt.curvature.trial import own_class
+from topoopt.measurement import Phase
+from topoopt.modules import innermost
+from topoopt.optimizer.rate import read_rates
+from topoopt.summary import Run
+
+VERSION = 2
+"""Of a run's part of a checkpoint. Version 1 held clouds and directions as large as the weights; of it the count of steps and
+the policy's memory are taken up."""
+
+
+def described(optimizer: Optimizer, model: nn.Module, config: TopoConfig) -> Run:
+    """Which run this is. Its id is drawn from the system, not from a generator of the user's."""
+    own = innermost(model)
+    return Run(
+        id=uuid.uuid4().hex[:12],
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=type(own).__name__,
+        parameters=sum(p.numel() for p in own.parameters()),
+        optimizer=own_class(optimizer).__name__,
+        rule=recognise(optimizer)[0],
+        lr=read_rates(optimizer.param_groups),
+        settings=json.loads(config.to_json()),
+        versions={
+            "topoopt": topoopt.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """A run's part of a checkpoint."""
+
+    step: int
+    phase: Phase
+    base_lr: float
+    steering: dict[str, Any]
+    reader: dict[str, Any]
+    run_id: str
+    full_rate: bool = False
+    """Whether the rate has once been near its schedule's peak: a low one is then no warm-up."""
+
+    @staticmethod
+    def of(
+        *,
+        step: int,
+        phase: Phase,
+        base_lr: float,
+        full_rate: bool,
+        steering: dict[str, Any],
+        reader: dict[str, Any],
+        run: Run,
+    ) -> dict[str, Any]:
+        """As it is saved: equal for equal runs, so without a clock, an id drawn anew, or NaN, which equals nothing."""
+        return _without_nan(
+            {
+                "version": VERSION,
+                "step": step,
+                "phase": phase.value,
+                "base_lr": base_lr,
+                "full_rate": full_rate,
+                "steering": steering,
+                "reader": reader,
+                "run": run.resumed,
+            }
+        )
+
+
+def taken_up(state: Any) -> State:
+    """Read a run's part of a checkpoint, of this version or an older one.
+
+    Raises:
+        ValueError: for what is none, with the reason; nothing has been used of it then.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"it is a {type(state).__name__}, not a dict")
+    version = state.get("version")
+    if version not in (1, VERSION):
+        raise ValueError(f"it is of version {version!r}, and this topoopt knows 1 and {VERSION}")
+    state = _from_first_version(state) if version == 1 else _with_nan(state)
+    kinds = {"step": int, "phase": str, "base_lr": float | int, "steering": dict, "reader": dict, "run": str}
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind) or isinstance(state.get(key), bool):
+            raise ValueError(f"{key!r} is {type(state.get(key)).__name__ if key in state else 'missing'}")
+    if state["step"] < 0 or state["phase"] not in {phase.value for phase in Phase}:
+        raise ValueError(f"step {state['step']} or phase {state['phase']!r} is not possible")
+    return State(
+        state["step"],
+        Phase(state["phase"]),
+        float(state["base_lr"]),
+        state["steering"],
+        state["reader"],
+        state["run"],
+        state.get("full_rate") is True,
+    )
+
+
+def _from_first_version(state: dict[str, Any]) -> dict[str, Any]:
+    observer = state.get("observer")
+    if not isinstance(observer, dict) or not isinstance(observer.get("spectral"), dict):
+        raise ValueError("'observer' is missing")
+    spectral = observer["spectral"]
+    tracker = spectral.get("tracker", {})
+    reader = {
+        "tracker": {"engine": "auto", "count": int(tracker.get("count", 0)), "moving": []},
+        "turn": int(spectral.get("turn", 0)),
+    }
+    return {
+        "step": int(state["step"]),
+        "phase": observer.get("phase", "unknown"),
+        "base_lr": float(state.get("base_lr", math.nan)),
+        "steering": state.get("steering"),
+        "reader": reader,
+        "run": "",
+    }
+
+
+NAN = "nan"
+"""Stands for a number that is none."""
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return NAN if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(one) for one in value]
+    return math.nan if value == NAN and isinstance(value, str) else value
+
+
+class Snapshot:
+    """The weights and the optimizer's state as they stood, in host memory: what a policy goes back to.
+
+    Costs as much host memory as weights and state, from the first `keep` on.
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+        self._weights: list[tuple[Tensor, Tensor]] = []
+        self._state: list[tuple[Tensor, dict[str, Any]]] = []
+
+    @torch.no_grad()
+    def keep(self, optimizer: Optimizer) -> None:
+        """Remember what stands now; where it is not allowed nothing happens."""
+        if not self._allowed:
+            return
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        self._weights = [(p, p.detach().to("cpu", copy=True)) for p in weights]
+        self._state = [(p, _copied(optimizer.state[p])) for p in weights if p in optimizer.state]
+
+    @torch.no_grad()
+    def back(self, optimizer: Optimizer) -> bool:
+        """Put back what was remembered; returns whether there was anything."""
+        for parameter, value in self._weights:
+            parameter.copy_(value.to(parameter.device))
+        for parameter, state in self._state:
+            held = optimizer.state[parameter]
+            for key, value in state.items():
+                if isinstance(value, Tensor) and isinstance(held.get(key), Tensor):
+                    held[key].copy_(value.to(held[key].device))
+                else:
+                    held[key] = copy.deepcopy(value)
+        return bool(self._weights)
+
+    def forget(self) -> None:
+        """Let go of it."""
+        self._weights, self._state = [], []
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for key, value in state.items()
+    }
