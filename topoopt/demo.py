@@ -6,10 +6,11 @@ of stability, and comes back. Everything is measured by a `TopoOptimizer` in rep
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
-import sys
-import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,13 +21,15 @@ from torch import nn
 
 from topoopt.config import TopoConfig
 from topoopt.errors import ConfigError
-from topoopt.measurement import Measurement, Phase
+from topoopt.extras import require
+from topoopt.measurement import GroupMeasurement, Measurement, Phase
 from topoopt.optimizer import TopoOptimizer
-from topoopt.report import JsonLines, read
+from topoopt.report import JsonLines, Record, read
+from topoopt.report.writing import write_whole
+from topoopt.terminal import STYLES, Terminal
 
 LOWEST, HIGHEST = 0.02, 2.0
 """The learning rate's range in a run of full length: r goes from about a hundredth to past the edge."""
-ANSI = {Phase.CONSTRAINED: "32", Phase.PERMISSIVE: "33", Phase.SIMPLIFICATION: "31", Phase.UNKNOWN: "90"}
 HEADER = f"{'step':>6}  {'loss':>7}  {'phase':<14}  {'r':>7}  {'eta* in':<20}  {'distortion':<15}  H0, H1"
 
 
@@ -40,6 +43,11 @@ class DemoSettings:
     budget: float = 0.2
     width: int = 64
     seed: int = 0
+
+    @property
+    def config(self) -> TopoConfig:
+        """What the optimizer is wrapped with."""
+        return TopoConfig(every=self.every, budget=self.budget, seed=self.seed, keep="host")
 
     @property
     def highest(self) -> float:
@@ -56,35 +64,48 @@ class DemoFiles:
     page: Path
 
 
-def run(settings: DemoSettings, stream: TextIO = sys.stdout) -> DemoFiles:
+def run(settings: DemoSettings, stream: TextIO | None = None, *, quiet: bool = False) -> DemoFiles:
     """Train, show and write; returns where everything is.
+
+    Args:
+        settings: what is asked for.
+        stream: where it is shown; stdout without one.
+        quiet: show only the verdict and where everything is.
 
     Raises:
         ConfigError: for fewer than 2 steps, or when scikit-learn or matplotlib is missing.
+        FileError: where nothing can be written.
     """
     if settings.steps < 2:
         raise ConfigError(f"steps={settings.steps} is not usable: give at least 2")
     files = DemoFiles(*(settings.out / name for name in ("record.jsonl", "picture.png", "report.html")))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    files.record.unlink(missing_ok=True)
-    screen = Screen(stream, settings.steps)
-    threads = torch.get_num_threads()
+    terminal, told = Terminal(stream), Terminal(stream, quiet=quiet)
     width, highest = settings.width, settings.highest
-    screen.say(f"digits, MLP 64-{width}-{width}-10, SGD, learning rate {LOWEST:g} to {highest:.2g} and back")
-    torch.set_num_threads(1)  # a network this small only waits for its threads
-    try:
-        accuracy = train(settings, files.record, screen)
-    finally:
-        torch.set_num_threads(threads)
-    measurements = read(files.record).measurements
-    _draw(files)
-    _conclude(screen, measurements, accuracy, settings)
+    told.say(f"digits, MLP 64-{width}-{width}-10, SGD, learning rate {LOWEST:g} to {highest:.2g} and back")
+    with JsonLines(files.record, settings.config) as sink, one_thread():
+        accuracy = train(settings, sink, told)
+    record = read(files.record)
+    _draw(files, record)
+    _conclude(told, record.measurements, accuracy, settings)
+    if record.verdict is not None:
+        terminal.say(str(record.verdict))
     for what, path in (("record", files.record), ("picture", files.picture), ("report", files.page)):
-        screen.say(f"{what:<8} {path}")
+        terminal.say(f"{what:<8} {path}")
     return files
 
 
-def train(settings: DemoSettings, record: Path, screen: Screen) -> float:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A network this small only waits for its threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(settings: DemoSettings, sink: Callable[[Measurement], None], terminal: Terminal) -> float:
     """The training loop, as a user would write it; returns the accuracy on held-out digits."""
     generator = torch.Generator().manual_seed(settings.seed)
     (x, y), (test_x, test_y) = digits(settings.seed)
@@ -94,23 +115,23 @@ def train(settings: DemoSettings, record: Path, screen: Screen) -> float:
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     batch = torch.arange(len(x))
 
-    config = TopoConfig(every=settings.every, budget=settings.budget, seed=settings.seed)
-    optimizer = TopoOptimizer(
-        torch.optim.SGD(model.parameters(), lr=LOWEST), model, config, loss=lambda: criterion(model(x[batch]), y[batch])
-    )
-    optimizer.add_sink(JsonLines(record, config))
+    sgd = torch.optim.SGD(model.parameters(), lr=LOWEST)
+    optimizer = TopoOptimizer(sgd, model, settings.config, loss=lambda: criterion(model(x[batch]), y[batch]))
+    optimizer.add_sink(sink)
     ratio = settings.highest / LOWEST
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step / settings.steps, ratio))
-    for step in range(settings.steps):
-        batch = torch.randint(len(x), (256,), generator=generator)
-        optimizer.zero_grad()
-        loss = criterion(model(x[batch]), y[batch])
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        screen.progress(step + 1)
-        if optimizer.measured and optimizer.last is not None:
-            screen.row(optimizer.last)
+    terminal.say(HEADER)
+    with terminal.progress("training", settings.steps) as advance:
+        for step in range(settings.steps):
+            batch = torch.randint(len(x), (256,), generator=generator)
+            optimizer.zero_grad()
+            loss = criterion(model(x[batch]), y[batch])
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            advance(step + 1)
+            if optimizer.measured and optimizer.last is not None:
+                terminal.say(row(optimizer.last), STYLES.get(optimizer.last.phase, ""))
     optimizer.detach()
     with torch.no_grad():
         return float((model(test_x).argmax(1) == test_y).float().mean())
@@ -128,49 +149,16 @@ def mlp(width: int) -> nn.Sequential:
 
 def digits(seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """scikit-learn's 1,797 digits of 8 x 8 pixels: ((1438, 64), labels) to train on, the rest to test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ConfigError("the demo needs scikit-learn's digits: pip install scikit-learn") from error
-    data, labels = load_digits(return_X_y=True)
+    data, labels = require("sklearn.datasets", extra="demo").load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(data))
     x = torch.tensor(data[order] / 16.0, dtype=torch.float32)
     y = torch.tensor(labels[order], dtype=torch.int64)
     return (x[:1438], y[:1438]), (x[1438:], y[1438:])
 
 
-class Screen:
-    """A table that grows, with a progress bar below it on a terminal; plain lines anywhere else."""
-
-    def __init__(self, stream: TextIO, steps: int) -> None:
-        self._stream, self._steps = stream, steps
-        self._live = stream.isatty()
-        self._headed = False
-        self._shown = 0.0
-
-    def say(self, text: str) -> None:
-        """One line."""
-        self._stream.write(("\r\033[K" if self._live else "") + text + "\n")
-        self._stream.flush()
-
-    def row(self, m: Measurement) -> None:
-        """One measurement as a row of the table."""
-        if not self._headed:
-            self.say(HEADER)
-            self._headed = True
-        phase = f"{m.phase:<14}"
-        phase = f"\033[{ANSI[m.phase]}m{phase}\033[0m" if self._live else phase
-        bracket = _bracket(m)
-        self.say(f"{m.step:>6}  {m.loss:>7.4f}  {phase}  {m.proximity:>7.3f}  {bracket:<20}  {_groups(m)}")
-
-    def progress(self, step: int) -> None:
-        """Draw the bar, at most ten times a second."""
-        if not self._live or (time.monotonic() - self._shown < 0.1 and step < self._steps):
-            return
-        self._shown = time.monotonic()
-        filled = 40 * step // self._steps
-        self._stream.write(f"\r\033[K[{'#' * filled}{'.' * (40 - filled)}] {step}/{self._steps}")
-        self._stream.flush()
+def row(m: Measurement) -> str:
+    """One measurement as a row of the table."""
+    return f"{m.step:>6}  {m.loss:>7.4f}  {m.phase:<14}  {m.proximity:>7.3f}  {_bracket(m):<20}  {_groups(m)}"
 
 
 def _bracket(m: Measurement) -> str:
@@ -186,26 +174,34 @@ def _groups(m: Measurement) -> str:
     low = min(group.distortion_window[0] for group in groups)
     high = max(group.distortion_window[1] for group in groups)
     margin = min(group.merge_margin for group in groups)
-    loops = sum(len(group.diagrams[1]) for group in groups if len(group.diagrams) > 1)
-    persistence = sum(group.total_persistence[1] for group in groups if len(group.total_persistence) > 1)
-    return f"{f'{low:.3f} to {high:.3f}':<15}  nearest {margin:.3f}, {loops} loops of {persistence:.2f} in all"
+    return f"{f'{low:.3f} to {high:.3f}':<15}  nearest {margin:.3f}, {_loops(groups)}"
 
 
-def _draw(files: DemoFiles) -> None:
+def _loops(groups: Sequence[GroupMeasurement]) -> str:
+    """Loops of this very step, or that they are not known yet: what is on its way is never told as none."""
+    if any(group.pending or len(group.diagrams) < 2 for group in groups):
+        return "loops on their way"
+    loops = sum(len(group.diagrams[1]) for group in groups)
+    return f"{loops} loops of {sum(group.total_persistence[1] for group in groups):.2f} in all"
+
+
+def _draw(files: DemoFiles, record: Record) -> None:
     from topoopt.report import html, plots
 
-    record = read(files.record)
-    plots.overview_figure(record.measurements).savefig(files.picture, dpi=120)
-    files.page.write_text(html.page(record), encoding="utf-8")
+    picture = io.BytesIO()
+    plots.overview_figure(record.measurements).savefig(picture, format="png", dpi=120)
+    write_whole(files.picture, picture.getvalue())
+    write_whole(files.page, html.page(record))
 
 
-def _conclude(screen: Screen, measurements: list[Measurement], accuracy: float, settings: DemoSettings) -> None:
+def _conclude(terminal: Terminal, measurements: Sequence[Measurement], accuracy: float, settings: DemoSettings) -> None:
     phases = Counter(m.phase for m in measurements)
     last = measurements[-1]
     highest = max((m.proximity for m in measurements if math.isfinite(m.proximity)), default=math.nan)
     spread = ", ".join(f"{phases[phase]} {phase}" for phase in Phase if phases[phase])
-    screen.say("")
-    screen.say(f"{len(measurements)} measurements: {spread}; r rose to {highest:.3g} (edge {last.edge:g})")
-    screen.say(
+    edge = "" if last.edge is None else f" (edge {last.edge:g})"
+    terminal.say()
+    terminal.say(f"{len(measurements)} measurements: {spread}; r rose to {highest:.3g}{edge}")
+    terminal.say(
         f"test accuracy {accuracy:.3f}; measuring took {last.share:.1%} of the wall time (budget {settings.budget:.0%})"
     )

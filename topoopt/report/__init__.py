@@ -1,5 +1,8 @@
-"""Records of runs, and what can be made of them: plots and a page."""
+"""Records of runs, and what can be made of them: tables, plots and a page."""
 
-from topoopt.report.record import JsonLines, Record, RecordError, read
+from topoopt.errors import RecordError
+from topoopt.report.reading import read
+from topoopt.report.record import Record, RunRecord
+from topoopt.report.sink import JsonLines
 
-__all__ = ["JsonLines", "Record", "RecordError", "read"]
+__all__ = ["JsonLines", "Record", "RecordError", "RunRecord", "read"]

@@ -1,193 +1,196 @@
-"""A run's record: JSON lines, one measurement a line, written as they come and read back without loss.
-
-The first line is a header with the settings. Infinite and undefined numbers are written as strings, since JSON has none.
-A run that was killed may leave half a line at the end; a resumed run appends; a measurement that comes again for the same
-step (late homology) takes the earlier one's place when read.
-"""
+"""A record read back: its runs, kept apart, and what each holds."""
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from topoopt import verdict as verdicts
+from topoopt.measurement import Decision, Measurement, SpectralReading
+from topoopt.report import tables
+from topoopt.report.writing import shortened
+from topoopt.summary import Run, Summary
+from topoopt.verdict import Verdict
 
-from topoopt.config import TopoConfig
-from topoopt.errors import TopoError
-from topoopt.measurement import Assessment, Cost, Decision, GroupMeasurement, Measurement, Phase, SpectralReading
+if TYPE_CHECKING:
+    import pandas
 
-VERSION = 1
-_ODD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-class RecordError(TopoError, ValueError):
-    """A file that is no record."""
-
-
-class JsonLines:
-    """A sink that writes every measurement to a file as it comes; usable as a context manager."""
-
-    def __init__(self, path: str | Path, config: TopoConfig | None = None) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
-        self._file: IO[str] | None = self.path.open("a", encoding="utf-8")
-        if fresh:
-            settings = None if config is None else json.loads(config.to_json())
-            self._write({"topoopt": VERSION, "config": settings})
-        elif not _ends_with_newline(self.path):
-            self._file.write("\n")  # half a line of a killed run stays a line of its own
-
-    def __call__(self, measurement: Measurement) -> None:
-        """Write one measurement and flush it."""
-        self._write(to_plain(measurement))
-
-    def close(self) -> None:
-        """Close the file; later calls do nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _write(self, data: dict[str, Any]) -> None:
-        if self._file is None:
-            raise RecordError(f"the record {self.path} is closed")
-        self._file.write(json.dumps(data, allow_nan=False) + "\n")
-        self._file.flush()
+MEASURED = "measurements"
+"""The table that is meant where none is named."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A record read back."""
+@dataclass(frozen=True, eq=False, repr=False)
+class RunRecord:
+    """One run of a record: all its openings, from the first to the last resumption. Sequences are read lazily, by step."""
 
     path: Path
-    measurements: list[Measurement]
-    """By step; of a step that was written twice, the last."""
-    config: dict[str, Any] | None
+    run: Run | None
+    """As its last opening said it; None where it was written without `begin`, or by topoopt 0.1."""
+    openings: tuple[Run, ...]
+    config: Mapping[str, Any] | None
+    """The settings, as `TopoConfig.to_json` writes them."""
+    versions: Mapping[str, str]
+    measurements: Sequence[Measurement]
+    """By step; of a step that was written twice, the last; what a resumed run did again only as it did it."""
+    readings: Sequence[SpectralReading]
+    """By step: every reading where the run told them, else those of the measurements."""
+    decisions: Sequence[tuple[int, Decision]]
+    """(step, decision) at every change of the factor where the run told them, else those of the measurements."""
+    verdicts: Sequence[tuple[int, Verdict]]
+    """(step, verdict) at every change."""
+    summary: Summary | None
+    """None for a run that did not end, or was killed."""
     problems: tuple[str, ...]
     """Lines that could not be read, each with its number and reason."""
 
+    @property
+    def id(self) -> str:
+        """Of the run; "" where it is not known."""
+        return self.run.id if self.run is not None else ""
 
-def read(path: str | Path) -> Record:
-    """Read what `JsonLines` wrote.
+    @property
+    def told(self) -> Verdict | None:
+        """The verdict that the run itself told last; None where it told none."""
+        if self.summary is not None:
+            return self.summary.verdict
+        return self.verdicts[-1][1] if len(self.verdicts) else None
 
-    Raises:
-        RecordError: for a file that is missing, or holds neither a header nor a measurement.
-    """
-    path = Path(path)
-    path = path / "record.jsonl" if path.is_dir() else path
-    if not path.exists():
-        raise RecordError(f"there is no record at {path}: give the file that JsonLines wrote, or its folder")
-    config, problems, by_step = None, [], {}
-    header = False
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            if "topoopt" in data:
-                header, config = True, data.get("config")
-            else:
-                measurement = from_plain(data)
-                by_step[measurement.step] = measurement
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"line {number} could not be read ({type(error).__name__}: {error})")
-    if not header and not by_step:
-        raise RecordError(f"{path} is no record of topoopt: its first line has no header, and no line is a measurement")
-    return Record(path, [by_step[step] for step in sorted(by_step)], config, tuple(problems))
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """What the run itself told last, else what its readings say; None for a record without readings."""
+        return self.told if self.told is not None else judged(self)
 
+    @property
+    def last_step(self) -> int:
+        """The last step that anything is known of; -1 for none."""
+        steps = [one[-1].step for one in (self.measurements, self.readings) if len(one)]
+        return max([*steps, self.summary.steps - 1 if self.summary is not None else -1])
 
-def to_plain(measurement: Measurement) -> dict[str, Any]:
-    """A JSON-able dict from which `from_plain` makes an equal measurement."""
-    return _plain(measurement)
+    def table(self, of: str = MEASURED) -> list[dict[str, Any]]:
+        """Rows of plain values: of "measurements", "readings", "layers" (one a measurement and group) or "decisions".
 
+        Raises:
+            ConfigError: for another name.
+        """
+        return list(tables.rows(self, of))
 
-def from_plain(data: dict[str, Any]) -> Measurement:
-    """Read what `to_plain` made; fields of later versions are left out."""
-    values = _known(Measurement, _numbers(data))
-    values["groups"] = {name: _group(group) for name, group in values["groups"].items()}
-    values["lr"], values["notes"] = tuple(values["lr"]), tuple(values["notes"])
-    spectral = _known(SpectralReading, values["spectral"])
-    group = spectral.get("group")
-    spectral |= {"lr": tuple(spectral["lr"]), "notes": tuple(spectral["notes"])}
-    values["spectral"] = SpectralReading(
-        **{**spectral, "group": None if group is None else (group[0], float(group[1]))}
-    )
-    stands = _known(Assessment, values["assessment"])
-    stands |= {"phase": Phase(stands["phase"]), "eta_star": tuple(stands["eta_star"]), "notes": tuple(stands["notes"])}
-    stands["eta_star_bracket"] = tuple((low, high) for low, high in stands["eta_star_bracket"])
-    values["assessment"], values["cost"] = Assessment(**stands), Cost(**_known(Cost, values["cost"]))
-    if values.get("decision") is not None:
-        decision = _known(Decision, values["decision"])
-        values["decision"] = Decision(**{**decision, "events": tuple(decision["events"])})
-    return Measurement(**values)
+    def to_pandas(self, of: str = MEASURED) -> pandas.DataFrame:
+        """`table` as a DataFrame; needs pandas (the extra `data`)."""
+        return tables.to_pandas(self, of)
+
+    def to_csv(self, path: str | Path, of: str = MEASURED) -> Path:
+        """Write `table` as CSV, row by row, and return the path."""
+        return tables.to_csv(self, path, of)
+
+    def to_parquet(self, path: str | Path, of: str = MEASURED) -> Path:
+        """Write `table` as Parquet, and return the path; needs pandas and pyarrow (the extra `data`)."""
+        return tables.to_parquet(self, path, of)
+
+    def __repr__(self) -> str:
+        name = self.id or "without an id"
+        state = f", {self.told.state}" if self.told is not None else ""
+        return f"<RunRecord {name}: {_count(self)}{state}>"
 
 
-def _group(data: dict[str, Any]) -> GroupMeasurement:
-    values = _known(GroupMeasurement, data)
-    for name in ("distortion", "distortion_window", "distortion_total", "gain_pair", "total_persistence", "notes"):
-        values[name] = tuple(values[name])
-    values["diagrams"] = tuple(np.asarray(d, dtype=np.float64).reshape(-1, 2) for d in values["diagrams"])
-    return GroupMeasurement(**values)
+@dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """A record: its runs in the order of the file. What is asked of the record itself is of its last run."""
+
+    path: Path
+    runs: tuple[RunRecord, ...]
+    """At least one."""
+    problems: tuple[str, ...]
+    """Of all runs."""
+
+    @property
+    def last(self) -> RunRecord:
+        """The last run."""
+        return self.runs[-1]
+
+    @property
+    def run(self) -> Run | None:
+        """Which run the last one is; None where that was not written."""
+        return self.last.run
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """Settings of the last run."""
+        return self.last.config
+
+    @property
+    def measurements(self) -> Sequence[Measurement]:
+        """Measurements of the last run."""
+        return self.last.measurements
+
+    @property
+    def readings(self) -> Sequence[SpectralReading]:
+        """Readings of the last run."""
+        return self.last.readings
+
+    @property
+    def decisions(self) -> Sequence[tuple[int, Decision]]:
+        """Decisions of the last run."""
+        return self.last.decisions
+
+    @property
+    def verdicts(self) -> Sequence[tuple[int, Verdict]]:
+        """Verdicts of the last run."""
+        return self.last.verdicts
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """`RunRecord.verdict` of the last run."""
+        return self.last.verdict
+
+    @property
+    def summary(self) -> Summary | None:
+        """What was said of the last run at its end."""
+        return self.last.summary
+
+    def table(self, of: str = MEASURED) -> list[dict[str, Any]]:
+        """`RunRecord.table` of the last run."""
+        return self.last.table(of)
+
+    def to_pandas(self, of: str = MEASURED) -> pandas.DataFrame:
+        """`RunRecord.to_pandas` of the last run."""
+        return self.last.to_pandas(of)
+
+    def to_csv(self, path: str | Path, of: str = MEASURED) -> Path:
+        """`RunRecord.to_csv` of the last run."""
+        return self.last.to_csv(path, of)
+
+    def to_parquet(self, path: str | Path, of: str = MEASURED) -> Path:
+        """`RunRecord.to_parquet` of the last run."""
+        return self.last.to_parquet(path, of)
+
+    def __repr__(self) -> str:
+        runs = f"{len(self.runs)} runs, the last of " if len(self.runs) > 1 else ""
+        trouble = f", {len(self.problems)} problems" if self.problems else ""
+        return f"<Record {shortened(self.path)}: {runs}{_count(self.last)}{trouble}>"
+
+    def _repr_html_(self) -> str:
+        """A small table of the runs, for notebooks."""
+        cells = [tables.card(run) for run in self.runs]
+        head = "".join(f"<th>{escape(name)}</th>" for name in cells[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row.values()) + "</tr>" for row in cells
+        )
+        return f"<table><caption>{escape(shortened(self.path))}</caption><tr>{head}</tr>{body}</table>"
 
 
-def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    return {key: value for key, value in data.items() if key in names}
+def judged(run: RunRecord) -> Verdict | None:
+    """The verdict of a run that told none (it was killed, or is of topoopt 0.1), from its readings."""
+    judge = getattr(verdicts, "judge", None)
+    if judge is None or not len(run.readings):
+        return None
+    groups = run.measurements[-1].groups if len(run.measurements) else None
+    total = run.run.total_steps if run.run is not None else None
+    return judge(run.readings, total_steps=total, groups=groups)
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    """Put infinite and undefined numbers back; only whole strings "nan", "inf" and "-inf" in number fields are such."""
-    if isinstance(value, dict):
-        return {key: one if key in _TEXT else _numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_numbers(one) for one in value]
-    return _ODD.get(value, value) if isinstance(value, str) else value
-
-
-_TEXT = {
-    "phase",
-    "estimator",
-    "rule",
-    "engine",
-    "notes",
-    "note",
-    "policy",
-    "events",
-    "skipped",
-    "reason",
-    "warming",
-    "group",
-}
-"""Fields that hold text, which stays as it is."""
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+def _count(run: RunRecord) -> str:
+    return f"{len(run.measurements)} measurements, {len(run.readings)} readings, last step {run.last_step}"

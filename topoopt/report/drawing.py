@@ -1,0 +1,172 @@
+"""Drawing on matplotlib's axes, each function one picture. The colours are the page's; hatches tell phases apart in grey."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from topoopt.measurement import Measurement, Phase
+from topoopt.report.page.layers import Metric, values_along
+from topoopt.report.page.values import number
+from topoopt.report.steps import Step
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    Phase.CONSTRAINED: "#0a7d6c",
+    Phase.PERMISSIVE: "#946200",
+    Phase.SIMPLIFICATION: "#c13d1b",
+    Phase.UNKNOWN: "#7a828d",
+}
+HATCHES = {Phase.CONSTRAINED: ".", Phase.PERMISSIVE: "//", Phase.SIMPLIFICATION: "xx"}
+RUNS = ("#1f5fbf", "#b4450c", "#0a7a5f", "#8a3ea3", "#8a6100", "#b02a64")
+DASHES = ("-", "--", ":", "-.")
+DEGREES = (RUNS[0], RUNS[1], RUNS[3])
+MARKS = ("o", "^", "s")
+
+
+def draw_proximity(axes: Axes, steps: Sequence[Step]) -> None:
+    """r over the steps between its bounds, on the phases' grounds; what is warming up is hollow."""
+    x = [one.step for one in steps]
+    r = positive(None if one.warming else one.r for one in steps)
+    lower = [(one.step, one.r_pair) for one in steps if one.r_pair is not None]
+    axes.plot(x, r, ".-", color=RUNS[0], label="$r = \\eta/\\eta^*$", zorder=4)
+    if lower:
+        at, pair = zip(*lower)
+        axes.plot(at, positive(pair), ":", color=RUNS[0], label="$r_{pair}$, a lower bound", zorder=3)
+    warming = [one for one in steps if one.warming]
+    if warming:
+        hollow = positive(one.r for one in warming)
+        axes.plot([one.step for one in warming], hollow, "o", mfc="none", color=RUNS[0], label="warming up")
+    axes.set(ylabel="r", yscale="log")
+    draw_phases(axes, steps)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+
+
+def draw_phases(axes: Axes, steps: Sequence[Step]) -> None:
+    """Grounds of the phases, named in the legend: up to 1, up to the edge where it is known, and past it."""
+    edges = [edge for one in steps if (edge := number(one.edge)) is not None]
+    edge = float(np.median(edges)) if edges else None
+    low, high = axes.get_ylim()
+    low, high = min(low, 0.5), max(high, 1.5 * (edge or 1.0))
+    grounds = [(Phase.CONSTRAINED, low, 1.0)]
+    if edge is not None:
+        grounds += [(Phase.PERMISSIVE, 1.0, edge), (Phase.SIMPLIFICATION, edge, high)]
+    for phase, bottom, top in grounds:
+        colour = COLOURS[phase]
+        ground = axes.axhspan(bottom, top, linewidth=0, label=phase.value)
+        ground.set(facecolor=f"{colour}12", edgecolor=f"{colour}48", hatch=HATCHES[phase])
+    for level, name in ((1.0, "1"), (edge, f"edge {edge:.3g}" if edge is not None else "")):
+        if level is not None:
+            axes.axhline(level, color="#1b1f24", linewidth=0.9, linestyle="-" if level == 1.0 else "--")
+            place = {"xycoords": ("axes fraction", "data"), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(name, (1.0, level), **place, fontsize=8, ha="left", va="center", annotation_clip=False)
+    axes.set_ylim(low, high)
+
+
+def draw_rates(axes: Axes, steps: Sequence[Step]) -> None:
+    """The learning rate of the first parameter group, as set and as used, and its eta*."""
+    x, rates = [one.step for one in steps], [number(one.lr[0]) if one.lr else None for one in steps]
+    used = [
+        None if rate is None or (scale := number(one.scale)) is None else rate * scale
+        for one, rate in zip(steps, rates)
+    ]
+    r = positive(None if one.warming else one.r for one in steps)
+    critical = [math.nan if one is None else one / own for one, own in zip(used, r)]
+    axes.plot(x, positive(critical), ":", color=RUNS[1], label="$\\eta^*$")
+    axes.plot(x, positive(rates), "--", color=RUNS[0], linewidth=1.0, label="$\\eta$ as set")
+    axes.plot(x, positive(used), ".-", color=RUNS[0], label="$\\eta$ used")
+    axes.set(ylabel="learning rate", yscale="log")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_loss(axes: Axes, steps: Sequence[Step]) -> None:
+    """The loss of each step's own batch."""
+    axes.plot([one.step for one in steps], positive(one.loss for one in steps), ".-", color=RUNS[0])
+    axes.set(ylabel="loss of the batch", yscale="log")
+
+
+def draw_layers(axes: Axes, measurements: Sequence[Measurement], metric: Metric) -> None:
+    """Layers by measurements: one metric as lightness, what was not measured hatched."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    names = list(dict.fromkeys(name for m in measurements for name in m.groups))
+    rows = [values_along(metric, name, measurements) for name in names]
+    values = np.array(
+        [[math.nan if v is None or (metric.log and v <= 0) else v for v in row] for row in rows], dtype=float
+    )
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.1, 1.0)
+    scale = (LogNorm if metric.log else Normalize)(low, high if high > low else low + (low or 1.0))
+    edges = [m.step for m in measurements]
+    edges = [*edges, edges[-1] + (edges[-1] - edges[-2] if len(edges) > 1 else 1)]
+    axes.set_facecolor("none")
+    axes.patch.set(hatch="////", edgecolor="#7a828d")
+    mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), np.ma.masked_invalid(values), norm=scale, cmap="viridis")
+    axes.set(xlabel="step", yticks=np.arange(len(names)) + 0.5, ylim=(len(names), 0))
+    axes.set_yticklabels(names, fontsize=8)
+    axes.figure.colorbar(mesh, ax=axes, label=metric.label)
+
+
+def draw_diagram(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:
+    """Births against deaths; essential classes lie on the line at the top."""
+    top = largest(diagrams) * 1.08 or 1.0
+    axes.plot([0, top], [0, top], color="#7a828d", linewidth=0.8)
+    for degree, diagram in enumerate(diagrams):
+        deaths = np.where(np.isfinite(diagram[:, 1]), diagram[:, 1], top)
+        colour, mark = DEGREES[degree % 3], MARKS[degree % 3]
+        axes.scatter(diagram[:, 0], deaths, s=11, color=colour, marker=mark, alpha=0.8, label=f"$H_{degree}$", zorder=3)
+    axes.axhline(top, color="#7a828d", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="birth", ylabel="death", xlim=(-0.02 * top, top), ylim=(0, 1.03 * top))
+    axes.set_title(title, fontsize=9)
+    if len(diagrams):
+        axes.legend(frameon=False, loc="lower right")
+
+
+def draw_barcode(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:
+    """A bar from birth to death for each feature, degree by degree; essential classes end in an arrow at the right."""
+    top = largest(diagrams) * 1.08 or 1.0
+    row = 0
+    for degree, diagram in enumerate(diagrams):
+        ordered = diagram[np.lexsort((diagram[:, 1], diagram[:, 0]))]
+        rows, row = np.arange(row, row + len(ordered)), row + len(ordered)
+        ends = np.minimum(ordered[:, 1], top)
+        colour, mark = DEGREES[degree % 3], ("-", "--", ":")[degree % 3]
+        axes.hlines(rows, ordered[:, 0], ends, color=colour, linewidth=1.2, linestyle=mark, label=f"$H_{degree}$")
+        never = ~np.isfinite(ordered[:, 1])
+        if never.any():
+            axes.plot(ends[never], rows[never], ">", color=colour, markersize=5, clip_on=False)[0].set_in_layout(False)
+    axes.set(xlabel="scale (distance)", yticks=[], xlim=(0, top), ylim=(max(row, 1) - 0.2, -0.8))
+    axes.set_title(title, fontsize=9)
+    if row:
+        axes.legend(frameon=False, loc="lower right")
+
+
+def draw_betti(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:
+    """How many features of each degree are alive at each scale."""
+    from topoopt.homology.diagrams import betti_curve
+
+    scales = np.linspace(0.0, largest(diagrams) * 1.05 or 1.0, 400)
+    for degree, diagram in enumerate(diagrams):
+        colour, dashes = DEGREES[degree % 3], DASHES[degree % 3]
+        axes.step(scales, betti_curve(diagram, scales), dashes, where="post", color=colour, label=f"$b_{degree}$")
+    axes.set(xlabel="scale (distance)", ylabel="Betti number", yscale="symlog", xlim=(0, scales[-1]))
+    axes.set_title(title, fontsize=9)
+    if len(diagrams):
+        axes.legend(frameon=False)
+
+
+def positive(values: Iterable[Any]) -> list[float]:
+    """Values for a logarithmic axis: what is not positive and finite leaves a gap."""
+    known = [number(value, 17) for value in values]
+    return [float(v) if v is not None and v > 0 else math.nan for v in known]
+
+
+def largest(diagrams: Sequence[np.ndarray]) -> float:
+    """The largest finite birth or death; 0 where there is none."""
+    finite = [d[np.isfinite(d)] for d in diagrams]
+    return max((float(f.max()) for f in finite if f.size), default=0.0)

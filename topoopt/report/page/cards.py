@@ -1,0 +1,176 @@
+"""The run's card, what tells several runs apart, and the layers' table: rows of text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+from topoopt.measurement import GroupMeasurement, SpectralReading
+from topoopt.report.page.runs import RunView
+from topoopt.report.page.values import clip, number, shown, spread
+from topoopt.report.page.words import Look, look
+
+SETTINGS = 40
+"""Settings of a run that are listed."""
+HEAD = (
+    "layer", "neurons", "dimension", "r (step)", "r_pair", "distortion", "nearest pair", "twins", "vanishing", "silent",
+    "loops",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """One run in words."""
+
+    name: str
+    look: Look
+    lines: tuple[str, ...]
+    """The verdict's, as they stand."""
+    facts: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def card(view: RunView) -> Card:
+    """Return the card of one run; what the record does not say is not on it."""
+    lines = () if view.verdict is None else tuple(str(line) for line in view.verdict.lines)
+    facts = [*_identity(view), *_readings(view), *_cost(view)]
+    settings = [(clip(key, 60), clip(_setting(value))) for key, value in view.settings.items()]
+    return Card(
+        view.name,
+        look(view.verdict),
+        lines,
+        tuple((label, value) for label, value in facts if value),
+        tuple(settings[:SETTINGS]),
+    )
+
+
+def differences(cards: Sequence[Card]) -> list[tuple[str, list[str]]]:
+    """Facts and settings in which the runs are not all the same, a column for each run."""
+    tables = [
+        {"verdict": one.look.word} | dict(one.facts) | {f"setting {k}": v for k, v in one.settings} for one in cards
+    ]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    rows = [(key, [table.get(key, "–") for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def layers(view: RunView, most: int) -> list[list[str]]:
+    """The layers at the last measurement that has some, at most `most` of them: texts in the order of `HEAD`."""
+    last = next((m for m in reversed(view.measurements) if m.groups), None)
+    items = [] if last is None else list(last.groups.items())
+    return [_layer(view, *items[k]) for k in spread(len(items), most)]
+
+
+def _layer(view: RunView, name: str, group: GroupMeasurement) -> list[str]:
+    low, high = (shown(value, 3) for value in group.distortion_total)
+    loops = shown(len(group.diagrams[1])) if len(group.diagrams) > 1 else "–"
+    silent = shown(group.silent) if group.silent != -1 else "–"
+    return [
+        clip(name, 120), shown(group.n), shown(group.d), _own(view, name), shown(group.gain, 3), f"{low} to {high}",
+        shown(group.merge_margin, 3), shown(group.twins), shown(group.vanishing), silent, loops,
+    ]  # fmt: skip
+
+
+def _own(view: RunView, name: str) -> str:
+    """The last known r of a layer, with its step."""
+    for m in reversed(view.measurements):
+        group = m.groups.get(name)
+        if group is not None and group.proximity is not None:
+            return f"{shown(group.proximity, 3)} ({shown(group.proximity_step)})"
+    return "–"
+
+
+def _identity(view: RunView) -> list[tuple[str, str]]:
+    run = view.run
+    rules = Counter(clip(reading.rule, 80) for reading in view.readings if reading.rule)
+    rule = rules.most_common(1)[0][0] if rules else ""
+    if run is None:
+        first = view.readings[0].lr if view.readings else ()
+        return [("update rule", rule), ("rate at the start", _rates(first))]
+    total = "" if number(run.total_steps) is None else shown(run.total_steps)
+    return [
+        ("model", f"{clip(run.model, 80)}, {shown(run.parameters)} parameters"),
+        ("optimizer", clip(run.optimizer, 80)),
+        ("update rule", rule or clip(run.rule, 80)),
+        ("rate at the start", _rates(run.lr)),
+        ("steps planned", total),
+        ("started", _date(run.started)),
+        ("ended", _ended(view)),
+        ("versions", clip(", ".join(f"{name} {version}" for name, version in _items(run.versions)))),
+        ("run", clip(run.id, 60)),
+        ("goes on from", f"{clip(run.resumed, 60)}, at step {shown(run.resumed_at)}" if run.resumed else ""),
+    ]
+
+
+def _readings(view: RunView) -> list[tuple[str, str]]:
+    known = [reading for reading in view.readings if number(reading.r) is not None and not reading.warming]
+    over = [reading.r / reading.edge for reading in known if reading.edge and number(reading.edge)]
+    losses = [reading.loss for reading in view.readings if number(reading.loss) is not None]
+    steps = [reading.step for reading in view.readings] + [m.step for m in view.measurements]
+    measured = view.summary.steps if view.summary is not None else None
+    return [
+        ("steps", shown(measured) if measured is not None else f"{shown(max(steps))} or more" if steps else ""),
+        ("readings of r", f"{len(known):,} of {len(view.readings):,} known"),
+        ("measurements of the neurons", shown(len(view.measurements))),
+        ("median r over the edge", shown(median(over), 3) if over else ""),
+        ("phases", _phases(known)),
+        ("loss", f"{shown(losses[0])} at first, {shown(losses[-1])} at last" if losses else ""),
+    ]
+
+
+def _phases(known: Sequence[SpectralReading]) -> str:
+    """Shares of the readings; an edge that is not known leaves what is past 1 as one."""
+    counts: Counter[str] = Counter()
+    for reading in known:
+        edge = number(reading.edge)
+        past = "past 1" if edge is None else "permissive" if reading.r < edge else "simplification"
+        counts["constrained" if reading.r < 1 else past] += 1
+    return ", ".join(f"{count / len(known):.0%} {phase}" for phase, count in counts.most_common())
+
+
+def _cost(view: RunView) -> list[tuple[str, str]]:
+    last = view.measurements[-1].cost if view.measurements else None
+    share = view.summary.share if view.summary is not None else last.share if last is not None else None
+    setup = view.summary.setup_seconds if view.summary is not None else last.setup_seconds if last is not None else None
+    wall = view.summary.seconds if view.summary is not None else None
+    known = number(share)
+    return [
+        ("measuring took", "" if known is None else f"{100 * known:.3g} % of the wall time"),
+        ("wall time", "" if number(wall) is None else f"{shown(wall)} s"),
+        ("finding the neurons took", "" if number(setup) is None else f"{shown(setup, 3)} s, once"),
+    ]
+
+
+def _date(started: Any, after: float = 0.0) -> str:
+    """A date and time for people, `after` seconds later; text that is no date as it stands."""
+    try:
+        moment = datetime.fromisoformat(started) + timedelta(seconds=after)
+    except (ValueError, TypeError, OverflowError):
+        return clip(started, 40)
+    return moment.strftime("%Y-%m-%d %H:%M:%S") + (" UTC" if moment.utcoffset() == timedelta(0) else "")
+
+
+def _ended(view: RunView) -> str:
+    """Start, setting up and wall time, when all are known."""
+    if view.run is None or view.summary is None:
+        return ""
+    took = [number(view.summary.seconds), number(view.summary.setup_seconds)]
+    return "" if None in took else _date(view.run.started, sum(one or 0.0 for one in took))
+
+
+def _rates(rates: Any) -> str:
+    values = [shown(rate) for rate in rates] if isinstance(rates, tuple | list) else []
+    return clip(", ".join(values[:8]) + (f" and {len(values) - 8} more" if len(values) > 8 else ""))
+
+
+def _setting(value: Any) -> str:
+    return shown(value) if isinstance(value, float) and not math.isnan(value) else str(value)
+
+
+def _items(mapping: Any) -> list[tuple[Any, Any]]:
+    return list(mapping.items()) if isinstance(mapping, Mapping) else []

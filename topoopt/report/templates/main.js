@@ -1,0 +1,75 @@
+// Sets the page up: choices, sliders, and drawing anew where the width changes.
+function draw() {
+  timelineLegend();
+  drawTimeline();
+  drawHeatMap();
+  layerControls();
+  drawLayer();
+}
+
+function chooseRun(k) {
+  Object.assign(chosen, { run: k, layer: 0, edition: Infinity, rate: 0 });
+  chosen.edition = Math.max(editionsOf().length - 1, 0);
+  document.querySelectorAll(".run-choice select").forEach((box) => (box.value = k));
+  draw();
+  if (steps.length) readout();
+}
+
+// The first metric that any run has a value of.
+function firstMetric() {
+  const seen = ({ key }) => data.runs.some((run) => run.heat.values[key].flat().some((value) => value !== null));
+  const k = Math.max(0, data.metrics.findIndex(seen));
+  chosen.metric = data.metrics[k].key;
+  return k;
+}
+
+function setUp() {
+  const names = data.runs.map((run) => run.name), rates = d3.max(data.runs, (run) => run.timeline.lr.length) || 0;
+  if (names.length > 1) for (const [id, label] of [["timeline-controls", "Bracket and rates of"], ["heat-controls", "Run"]])
+    selector(byId(id), `${id}-run`, label, names, 0, chooseRun).parentNode.classList.add("run-choice");
+  if (rates > 1) selector(byId("timeline-controls"), "rate-choice", "Parameter group", d3.range(rates), 0, (g) => {
+    chosen.rate = g;
+    drawTimeline();
+    readout();
+  });
+  selector(byId("heat-controls"), "metric-choice", "Show", data.metrics.map((metric) => metric.label), firstMetric(), (k) => {
+    chosen.metric = data.metrics[k].key;
+    drawHeatMap();
+  });
+  const cursor = byId("cursor"), edition = byId("edition");
+  cursor.max = Math.max(steps.length - 1, 0);
+  cursor.disabled = steps.length < 2;
+  cursor.addEventListener("input", () => setCursor(Number(cursor.value)));
+  edition.addEventListener("input", () => {
+    chosen.edition = Number(edition.value);
+    drawLayer();
+  });
+  chosen.edition = Math.max(editionsOf().length - 1, 0);
+  chosen.step = steps[steps.length - 1] ?? null;
+  offerDownloads();
+  draw();
+  if (steps.length) setCursor(steps.length - 1);
+}
+
+function redrawWhenWider() {
+  let width = byId("timeline-chart").clientWidth;
+  new ResizeObserver(() => {
+    const now = byId("timeline-chart").clientWidth;
+    if (Math.abs(now - width) < 2) return;
+    width = now;
+    draw();
+  }).observe(byId("timeline-chart"));
+}
+
+function openForPrint() {
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((one) => (one.open = true));
+  });
+  window.addEventListener("afterprint", () => closed.forEach((one) => (one.open = false)));
+}
+
+setUp();
+redrawWhenWider();
+openForPrint();
