@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
                 f"step {row['topo/step']:5.0f}  loss {row.get('loss', row['topo/loss']):.3f}"
                 f"  r {row.get('topo/proximity', float('nan')):8.3g}  lr x {row['topo/lr_scale']:.3g}"
             )
+    print(trainer.state.log_history[-1]["topo/verdict"])
     return trainer
 
 

@@ -34,14 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
     inner, criterion = network(), nn.CrossEntropyLoss()
     model = DistributedDataParallel(inner)
     sgd = torch.optim.SGD(model.parameters(), lr=options.lr)
-    probe_x, probe_y = (part[rank:512:world] for part in train.tensors)  # each rank probes its own share
     optimizer = TopoOptimizer(
         sgd,
         model,  # the wrapped module: this is how the ranks know that they share one run
         mode=options.mode,
         every=options.every,
         budget=None,
-        loss=lambda: criterion(inner(probe_x), probe_y),
     )
     loader = DataLoader(train, batch_size=64 // world, sampler=DistributedSampler(train), drop_last=True)
     while optimizer.steps < options.steps:
@@ -57,10 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
                 )
             if optimizer.steps == options.steps:
                 break
+    factor = optimizer.lr_scale
     optimizer.detach()
+    if rank == 0:
+        print(optimizer.verdict)
     with torch.no_grad():
         accuracy = (inner(images).argmax(1) == labels).double().mean()
-    print(f"rank {rank} of {world}: accuracy {accuracy:.3f}, last factor {optimizer.lr_scale!r}")
+    print(f"rank {rank} of {world}: accuracy {accuracy:.3f}, last factor {factor!r}")
     dist.barrier()
     dist.destroy_process_group()
 

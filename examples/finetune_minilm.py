@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         last = topo.last
         print(f"step {last.step}: {last.phase}, r = {last.proximity:.3g}, measured in {last.seconds:.1f} s")
         print(f"measuring took {last.share:.2%} of the time, set-up not counted")
+        print(topo.verdict)
         for name, group in last.groups.items():
             print(f"  {name:<50} n {group.n:5d}  r_pair {group.gain:9.3g}  merge margin {group.merge_margin:8.3g}")
     return trainer

@@ -58,10 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
         enable_model_summary=False,
     )
     trainer.fit(model, DataLoader(train, batch_size=64, shuffle=True))
-    assert topo.topo is not None
-    assert topo.topo.last is not None
-    last = topo.topo.last
+    last = topo.last
+    assert last is not None
     print(f"step {last.step}: {last.phase}, r {last.proximity:.3g}, groups: {', '.join(last.groups)}")
+    print(topo.verdict)
     with torch.no_grad():
         print(f"accuracy {(model(images).argmax(1) == labels).double().mean():.3f}")
 

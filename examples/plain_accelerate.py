@@ -32,16 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     loader = DataLoader(train, batch_size=32, shuffle=True, drop_last=True)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
 
-    probe_x, probe_y = (part.to(accelerator.device) for part in train[:256])
-    topo = attach(
-        accelerator,
-        optimizer,
-        model,
-        mode=options.mode,
-        every=options.every,
-        budget=None,
-        loss=lambda: criterion(accelerator.unwrap_model(model)(probe_x), probe_y),
-    )
+    topo = attach(accelerator, optimizer, model, mode=options.mode, every=options.every, budget=None)
     while topo.steps < options.steps:
         for x, y in loader:
             with accelerator.accumulate(model):
@@ -57,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             if topo.steps == options.steps:
                 break
     topo.detach()
+    accelerator.print(topo.verdict)
     with torch.no_grad():
         accuracy = (model(images.to(accelerator.device)).argmax(1).cpu() == labels).double().mean()
     accelerator.print(f"accuracy {accuracy:.3f}")

@@ -26,10 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     train, images, labels = digits()
     model, criterion = network(), nn.CrossEntropyLoss()
     sgd = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9)
-    probe_x, probe_y = train[:256]
-    optimizer = TopoOptimizer(
-        sgd, model, mode=options.mode, every=options.every, budget=None, loss=lambda: criterion(model(probe_x), probe_y)
-    )
+    optimizer = TopoOptimizer(sgd, model, mode=options.mode, every=options.every, budget=None)
 
     step = 0
     while step < options.steps:
@@ -48,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             if step == options.steps:
                 break
     optimizer.detach()
+    print(optimizer.verdict)
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == labels).double().mean()
     print(f"accuracy {accuracy:.3f}")

@@ -9,7 +9,11 @@ import time
 import pytest
 
 from topoopt.integrations.background import BackgroundSink
-from topoopt.integrations.rows import Pictures, Rows, markdown, table
+from topoopt.integrations.pictures import Pictures
+from topoopt.integrations.rows import HEADLINES, Rows, markdown, table
+from topoopt.measurement import Phase, SpectralReading
+from topoopt.summary import Run, Summary
+from topoopt.verdict import judge
 
 
 class Tracker(BackgroundSink):
@@ -129,13 +133,108 @@ def test_closing_an_unused_sink_starts_nothing():
     assert sink._thread is None
 
 
-def test_rows_of_a_repeated_step_hold_only_what_changed(make, make_group):
+def reading(step, r=0.5, **changes):
+    return SpectralReading(**{"step": step, "r": r, "edge": 2.0, "lr": (0.1,), "loss": 1.0, "silent": 0.25} | changes)
+
+
+RUN = Run("id", "2026-01-01T00:00:00+00:00", "MLP", 10, "SGD", "sgd", (0.1,), {"every": 2}, {"topoopt": "0.2.0"})
+
+
+def test_everything_of_a_run_is_delivered_in_order(make):
+    told = []
+
+    class Whole(BackgroundSink):
+        def deliver_begin(self, run):
+            told.append(("begin", run.id))
+
+        def deliver_reading(self, reading):
+            told.append(("reading", reading.step))
+
+        def deliver(self, measurement):
+            told.append(("measurement", measurement.step))
+
+        def deliver_verdict(self, step, verdict):
+            told.append(("verdict", step))
+
+        def deliver_end(self, summary):
+            told.append(("end", summary.steps))
+
+    sink = Whole()
+    sink.begin(RUN)
+    assert sink._thread is None  # nothing was read yet
+    sink.reading(reading(0))
+    sink(make(0))
+    sink.verdict(0, judge([]))
+    sink.reading(reading(1))
+    sink.late(make(0, loss=2.0))
+    sink.end(Summary(RUN, judge([]), 2, 2, 1, 1.0, 0.1, 0.0))
+    sink.close()
+    assert [what for what, _ in told if what not in ("reading", "measurement")] == ["begin", "verdict", "end"]
+    assert told[0] == ("begin", "id")
+    assert told[-1] == ("end", 2)
+    assert [step for what, step in told if what == "reading"] == [0, 1]
+
+
+def test_what_a_run_says_of_itself_is_never_dropped(make):
+    sink = Tracker(limit=2)
+    sink(make(0))
+    while sink._waiting:
+        time.sleep(0.001)
+    sink.verdict(0, judge([]))
+    for step in range(1, 6):
+        sink(make(step))
+    assert [key[0] for key in sink._waiting] == ["deliver_verdict", "deliver", "deliver"]
+    assert sink.dropped == 3
+    sink.go.set()
+    sink.close()
+
+
+def test_a_tracker_that_exits_is_a_fault(make, caplog):
+    class Leaving(BackgroundSink):
+        def deliver(self, measurement):
+            raise SystemExit(3)
+
+    sink = Leaving()
+    for step in range(3):
+        sink(make(step))
+    sink.close()
+    assert sink.faults == 3
+
+
+def test_rows_hold_each_value_once_at_its_own_step(make, make_group):
     rows = Rows()
-    first = make(3)
-    assert rows.row(first) == first.scalars()
-    late = {**first.groups, "layer.1": make_group(gain=0.5, total_persistence=(0.5, 9.0))}
-    assert rows.row(make(3, groups=late)) == {"topo/step": 3.0, "topo/layer.1/persistence_h1": 9.0}
-    assert rows.row(make(4)) == make(4).scalars()
+    first = rows.row(reading(3))
+    assert first["topo/step"] == 3.0
+    assert first["topo/r_over_edge"] == 0.25
+    assert first["topo/silent"] == 0.25
+    assert first["topo/phase"] == 0.0
+    whole = make(3, r_spec=0.5, loss=1.0, lr=(0.1,), proximity=0.5)
+    second = rows.row(whole)
+    assert not {"topo/r_over_edge", "topo/loss", "topo_details/r"} & second.keys()  # the reading has written them
+    assert second["topo_layers/layer.0/gain"] == 0.25
+    assert not [key for key in second if key.startswith("topo/") and key not in (*HEADLINES, "topo/step")]
+    rows.row(reading(4))
+    late = {**whole.groups, "layer.1": make_group(gain=0.5, diagrams_step=3, total_persistence=(0.5, 9.0))}
+    added = rows.row(make(3, r_spec=0.5, loss=1.0, lr=(0.1,), proximity=0.5, groups=late))
+    assert added == {"topo/step": 3.0, "topo_layers/layer.1/persistence_h1": 9.0}  # layer.0 is of step 0 still
+    assert rows.row(whole) | {"topo_layers/layer.1/persistence_h1": 0.25} == {"topo/step": 3.0} | {
+        "topo_layers/layer.1/persistence_h1": 0.25
+    }
+
+
+def test_loops_are_told_when_all_of_their_step_are_there(make, make_group):
+    early = make(2, groups={"a": make_group(diagrams_step=2), "b": make_group(diagrams_step=2, pending=True)})
+    assert "topo/loops" not in Rows().row(early)
+    assert Rows().row(make(2, groups={"a": make_group(diagrams_step=2)}))["topo/loops"] == 1.0
+    assert "topo/loops" not in Rows().row(make(4, groups={"a": make_group(diagrams_step=2)}))  # of an earlier step
+
+
+def test_a_run_in_which_nothing_moves_is_in_no_phase():
+    rows = Rows()
+    for step in range(8):
+        row = rows.row(reading(step, r=1e-6, silent=0.95, loss=2.3, grad_norm=1.0, update_ratio=1e-3))
+    assert rows.phase is Phase.UNKNOWN
+    assert row["topo/step"] == 7.0
 
 
 def test_loops_that_come_late_are_drawn_after_all(make, make_group):
@@ -145,13 +244,13 @@ def test_loops_that_come_late_are_drawn_after_all(make, make_group):
     h0, h1 = make_group().diagrams
     early = {"wide": make_group(n=64, diagrams=(h0,)), "narrow": make_group(n=4, diagrams=(h0,))}
     late = {"wide": make_group(n=64, diagrams=(h0, h1)), "narrow": make_group(n=4, diagrams=(h0, h1))}
-    assert set(pictures.due(make(0, groups=early))) == {"topo/wide/diagram", "topo/wide/betti"}
+    assert set(pictures.due(make(0, groups=early))) == {"topo_layers/wide/diagram", "topo_layers/wide/betti"}
     assert not pictures.due(make(0, groups=late))  # too soon after the one before
     clock[0] = 61.0
-    assert "topo/wide/diagram" in pictures.due(make(0, groups=late))
+    assert "topo_layers/wide/diagram" in pictures.due(make(0, groups=late))
     clock[0] = 200.0
     assert not pictures.due(make(0, groups=late))  # nothing new
-    assert set(pictures.last()) == {"topo/history"}
+    assert set(pictures.last()) == {"topo_details/history"}
 
 
 def test_table_has_a_row_for_each_layer(make):

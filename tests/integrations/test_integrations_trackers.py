@@ -3,65 +3,132 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from topoopt.measurement import Phase
+from topoopt import TopoOptimizer
+from topoopt.integrations.rows import HEADLINES
 
 
-def test_wandb_holds_every_measurement(tmp_path, wandb_offline, wandb_rows, make, make_group):
+def train(sink, steps=8, each=lambda step: None, lr=0.1, **options):
+    """A small training that tells a sink."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    settings = {"every": 4, "budget": None, "homology": 1, "wait": True, **options}
+    optimizer = TopoOptimizer(torch.optim.SGD(model.parameters(), lr), model, **settings)
+    optimizer.add_sink(sink)
+    for step in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        each(step)
+    return optimizer.detach()
+
+
+def by_step(rows):
+    """Rows of one step put together; a value that is written twice fails."""
+    seen = {}
+    for row in rows:
+        values = {key: value for key, value in row.items() if key.startswith("topo") and key != "topo/step"}
+        known = seen.setdefault(row["topo/step"], {})
+        assert not known.keys() & values.keys()
+        known |= values
+    return seen
+
+
+def test_wandb_holds_every_reading_and_measurement(tmp_path, wandb_offline, wandb_rows):
     from topoopt.integrations.wandb import WandbSink
 
     sink = WandbSink(images=0.0, layers=2)
-    for step in range(0, 50, 10):
-        sink(make(step, phase=Phase.PERMISSIVE if step >= 20 else Phase.CONSTRAINED))
-    late = {**make(40).groups, "layer.1": make_group(gain=0.5, diagrams_step=40, total_persistence=(0.5, 9.0))}
-    sink(make(40, groups=late, phase=Phase.PERMISSIVE))
-    sink.close()
+    done = train(sink)
     assert (sink.dropped, sink.faults) == (0, 0)
     wandb_offline.teardown()
-
     rows, metrics, summary = wandb_rows(tmp_path)
-    seen = {}
-    for row in rows:
-        seen[row["topo/step"]] = seen.get(row["topo/step"], {}) | row
-    assert list(seen) == [0, 10, 20, 30, 40]
-    for step, row in seen.items():
-        expected = make(int(step)).scalars() | {"topo/phase": float(step >= 20)}
-        if step == 40:
-            expected["topo/layer.1/persistence_h1"] = 9.0
-        for key, value in expected.items():
-            assert row[key] == value or (math.isinf(value) and row[key] in ("Infinity", math.inf)), key
-        assert row["topo/phase_name"] == ("permissive" if step >= 20 else "constrained")
-    assert seen[0]["topo/layer.0/diagram._type"] == "image-file"
-    assert seen[0]["topo/layer.0/betti._type"] == "image-file"
-    assert "topo/layer.0/diagram._type" not in seen[10]  # the same homology is not drawn again
-    assert "topo/layer.1/diagram._type" in seen[40]
-    assert seen[40]["topo/layers.nrows"] == 2
-    assert seen[40]["topo/history._type"] == "image-file"
-    assert seen[40]["topo/bracket_table.nrows"] > 0
-    assert metrics["topo/proximity"]["step_metric"] == "topo/step"
-    assert metrics["topo/layer.0/gain"]["step_metric"] == "topo/step"
-    assert summary["topo/phase"] == "permissive"
+    seen = by_step([row for row in rows if "topo/step" in row])
+    assert sorted(seen) == list(range(8))
+    for reading in done.readings:
+        row = seen[reading.step]
+        assert row["topo_details/r"] == pytest.approx(reading.r)
+        assert row["topo/r_over_edge"] == pytest.approx(reading.r / 2)
+        assert row["topo/loss"] == pytest.approx(reading.loss)
+    scalars = {key for row in seen.values() for key in row if not key.startswith(("topo/r_table", "topo_"))}
+    assert scalars == set(HEADLINES)
+    assert {step for step, row in seen.items() if "topo_layers/0/gain" in row} == {0, 4}
+    assert seen[0]["topo_layers/0/diagram._type"] == "image-file"
+    last = rows[-1]
+    assert last["topo/r_table.nrows"] == 24  # r, 1 and e at each of 8 steps
+    assert last["topo_layers/table.nrows"] == 1
+    assert last["topo_details/history._type"] == "image-file"
+    assert metrics["topo/r_over_edge"]["step_metric"] == "topo/step"
+    assert metrics["topo_layers/0/gain"]["step_metric"] == "topo/step"
+    assert summary["topo/verdict_text"] == str(done.verdict)
+    assert summary["topo/verdict"] == done.verdict.state
 
 
-def test_wandb_writes_to_the_callers_run_and_leaves_it_open(tmp_path, wandb_offline, wandb_rows, make):
+def test_wandb_has_the_settings_and_an_alert(tmp_path, wandb_offline):
+    from topoopt.integrations.wandb import WandbSink
+
+    run = wandb_offline.init(project="theirs")
+    told = []
+    run.alert = lambda title, text, level: told.append((title, text, level))
+    done = train(WandbSink(run, images=None), steps=40, lr=30.0)
+    assert run.config["topoopt"]["every"] == 4
+    assert run.config["topoopt"]["optimizer"] == "SGD"
+    assert done.verdict.state in ("too high", "collapsed")
+    assert told[0][2] == "WARN"
+    assert "above its start" in told[-1][1]
+    assert len({title.rpartition(": ")[2] for title, _, _ in told}) == len(told)  # no state is told twice in a row
+    run.finish()
+
+
+def test_wandb_keeps_the_rows_of_the_runs_owner(tmp_path, wandb_offline, wandb_rows):
+    """W&B drops a row whose step is smaller than its counter: ours ride along, and what is left becomes a table."""
     from topoopt.integrations.wandb import WandbSink
 
     run = wandb_offline.init(project="theirs")
     sink = WandbSink(run, images=None)
-    sink(make(0))
-    sink.close()
-    run.log({"still": 1.0})
+
+    def each(step):
+        if step % 5 == 4:
+            run.log({"val": float(step)}, step=step // 5)
+
+    done = train(sink, steps=20, each=each)
+    run.log({"test": 1.0}, step=4)
     run.finish()
     wandb_offline.teardown()
     rows, _, _ = wandb_rows(tmp_path)
-    assert any(row.get("topo/proximity") == 0.5 for row in rows)
+    assert [row["val"] for row in rows if "val" in row] == [4.0, 9.0, 14.0, 19.0]
+    assert [row["test"] for row in rows if "test" in row] == [1.0]
+    shown = by_step([row for row in rows if "topo/step" in row])
+    assert shown
+    read = {reading.step: reading.r for reading in done.readings}
+    for step, row in shown.items():
+        assert row["topo_details/r"] == pytest.approx(read[step])
+    (path,) = [row["topo_details/left.path"] for row in rows if "topo_details/left.path" in row]
+    (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{path}")
+    left = json.loads(file.read_text())
+    column = left["columns"].index("topo/step")
+    assert shown.keys() | {row[column] for row in left["data"]} == set(range(20))
+    assert any(row.get("topo/r_table.nrows") == 60 for row in rows)
+
+
+def test_wandb_writes_rows_of_its_own_where_nobody_else_does(tmp_path, wandb_offline, wandb_rows):
+    from topoopt.integrations.wandb import WandbSink
+
+    run = wandb_offline.init(project="theirs")
+    train(WandbSink(run, images=None))
+    run.log({"still": 1.0})  # the run is its owner's, and goes on
+    run.finish()
+    wandb_offline.teardown()
+    rows, _, _ = wandb_rows(tmp_path)
+    assert sorted(by_step([row for row in rows if "topo/step" in row])) == list(range(8))
     assert rows[-1]["still"] == 1.0
 
 
@@ -83,18 +150,21 @@ def test_tensorboard_holds_every_measurement(tmp_path, make):
     from topoopt.integrations.tensorboard import TensorBoardSink
 
     sink = TensorBoardSink(tmp_path, images=0.0, layers=1)
-    for step in range(3):
-        sink(make(step))
-    sink.close()
+    done = train(sink)
     assert (sink.dropped, sink.faults) == (0, 0)
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("topo/proximity")] == [(0, 0.5), (1, 1.5), (2, 2.5)]
-    assert [e.step for e in events.Images("topo/layer.0/diagram")] == [0]
-    assert [e.step for e in events.Images("topo/history")] == [2]
-    tags = events.Tags()["tensors"]
-    assert "topo/layers/text_summary" in tags
-    assert "topo/phase_name/text_summary" in tags
+    curve = [(e.step, e.value) for e in events.Scalars("topo/r_over_edge")]
+    assert curve == [(reading.step, pytest.approx(reading.r / 2)) for reading in done.readings]
+    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("topo/")} == set(HEADLINES)
+    assert [e.step for e in events.Scalars("topo_layers/0/gain")] == [0, 4]
+    assert [e.step for e in events.Images("topo_layers/0/diagram")] == [0, 4]
+    assert [e.step for e in events.Images("topo_details/history")] == [4]
+    texts = events.Tags()["tensors"]
+    for tag in ("topo_layers/table", "topo/phase_name", "topo/verdict", "topo_details/settings"):
+        assert f"{tag}/text_summary" in texts
+    said = events.Tensors("topo/verdict/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(line in said for line in done.verdict.lines)
 
 
 TRACKIO = """
@@ -105,10 +175,14 @@ sys.path[:0] = sys.argv[1:]
 from conftest import measurement
 from topoopt.integrations.trackio import TrackioSink
 from topoopt.measurement import Phase
+from topoopt.summary import Run, Summary
+from topoopt.verdict import judge
 run = trackio.init(project="topo", name="theirs", embed=False, auto_log_cpu=False, auto_log_gpu=False)
 sink = TrackioSink(run, images=0.0, layers=1)
 for step in range(3):
     sink(measurement(step, phase=Phase.PERMISSIVE))
+about = Run("id", "", "MLP", 1, "SGD", "sgd", (0.1,), {}, {})
+sink.end(Summary(about, judge([]), 3, 0, 3, 1.0, 0.1, 0.0))
 sink.close()
 run.log({"still": 1.0})  # the run is the caller's, and goes on
 run.finish()
@@ -129,10 +203,11 @@ def test_trackio_holds_every_measurement(tmp_path):
     rows = {}
     for row in found["rows"]:
         rows[row["step"]] = rows.get(row["step"], {}) | row
-    assert [rows[step]["topo/proximity"] for step in range(3)] == [0.5, 1.5, 2.5]
-    assert all(rows[step]["topo/phase_name"] == "permissive" for step in range(3))
-    assert "topo/eta_star_high/0" not in rows[0]  # infinite
-    assert rows[0]["topo/layer.0/diagram"]["_type"] == "trackio.image"
-    assert "topo/layer.0/diagram" not in rows[1]  # the same homology is not drawn again
-    assert len(rows[2]["topo/layers"]["_value"]) == 2
+    assert [rows[step]["topo_details/r"] for step in range(3)] == [0.5, 1.5, 2.5]
+    assert all(rows[step]["topo/phase"] == 1.0 for step in range(3))
+    assert "topo_details/eta_star_high/0" not in rows[0]  # infinite
+    assert rows[0]["topo_layers/layer.0/diagram"]["_type"] == "trackio.image"
+    assert "topo_layers/layer.0/diagram" not in rows[1]  # the same homology is not drawn again
+    assert len(rows[2]["topo_layers/table"]["_value"]) == 2
+    assert "Nothing was read" in rows[3]["topo/verdict_text"]
     assert found["rows"][-1]["still"] == 1.0

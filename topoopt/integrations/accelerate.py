@@ -13,10 +13,11 @@ from topoopt.config import TopoConfig
 from topoopt.errors import ConfigError
 from topoopt.integrations.background import BackgroundSink, guarded
 from topoopt.integrations.checkpoint import load_state, save_state
-from topoopt.integrations.probe import BatchProbe
+from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.rows import Rows
-from topoopt.measurement import Measurement
+from topoopt.measurement import Measurement, SpectralReading
 from topoopt.optimizer import TopoOptimizer
+from topoopt.summary import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,7 +50,7 @@ def attach(
         optimizer: as returned by `prepare`.
         model: as returned by `prepare`.
         config: settings; keyword `options` are `TopoConfig`'s fields and go over it.
-        loss: as for `TopoOptimizer`. None: the model's own on its last training batch (`BatchProbe`).
+        loss: as for `TopoOptimizer`; without it r is read from the training's own steps.
         trackers: whether to write to the accelerator's trackers (after `accelerator.init_trackers`).
         **options: fields of `TopoConfig`.
 
@@ -57,7 +58,7 @@ def attach(
         PartitionedError: under DeepSpeed and FSDP1, which keep no neuron whole.
         ConfigError: for arguments that cannot work together.
     """
-    topo = _inside(optimizer)
+    topo = measured_inside(optimizer)
     if topo is None:
         topo = TopoOptimizer(optimizer, model, config, loss=loss, **options)
         _keep_in_checkpoints(accelerator, topo)  # one made before `prepare` is saved with accelerate's optimizer
@@ -68,21 +69,10 @@ def attach(
     else:
         topo.model = model
         topo.loss = loss or topo.loss
-    if topo.loss is None:
-        probe = topo.loss = BatchProbe(model)
-        topo.add_sink(_ClosesWith(probe))
     if trackers and accelerator.is_main_process:
         for tracker in accelerator.trackers:
             topo.add_sink(sink_for(tracker))
     return topo
-
-
-def _inside(optimizer: Any) -> TopoOptimizer | None:
-    while isinstance(optimizer, Optimizer):
-        if isinstance(optimizer, TopoOptimizer):
-            return optimizer
-        optimizer = optimizer.__dict__.get("optimizer")
-    return None
 
 
 def _keep_in_checkpoints(accelerator: Accelerator, topo: TopoOptimizer) -> None:
@@ -129,16 +119,19 @@ class LogSink(BackgroundSink):
         self._to = to
         self._rows = Rows()
 
+    def deliver_begin(self, run: Run) -> None:
+        """Start anew."""
+        self._rows = Rows()
+
+    def deliver_reading(self, reading: SpectralReading) -> None:
+        """Log what a reading says."""
+        self._log(reading)
+
     def deliver(self, measurement: Measurement) -> None:
         """Log one row."""
-        self._to.log(self._rows.row(measurement), step=measurement.step)
+        self._log(measurement)
 
-
-class _ClosesWith:
-    """A sink that takes nothing, and closes the probe when measuring ends."""
-
-    def __init__(self, probe: BatchProbe) -> None:
-        self.close = probe.close
-
-    def __call__(self, measurement: Measurement) -> None:
-        pass
+    def _log(self, seen: Measurement | SpectralReading) -> None:
+        row = self._rows.row(seen)
+        if len(row) > 1:  # more than its step
+            self._to.log(row, step=seen.step)

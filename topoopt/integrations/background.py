@@ -1,7 +1,7 @@
 """Trackers on a thread of their own: a slow or broken one never slows or ends a run.
 
-A tracker may wait for a network, a disk or a lock. So a sink only puts the measurement down and returns; a daemon
-thread hands it on. What the tracker cannot keep up with is dropped, the oldest first, and counted.
+A tracker may wait for a network, a disk or a lock. So a sink only puts down what it is told and returns; a daemon thread
+hands it on. What the tracker cannot keep up with is dropped, the oldest first, and counted.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
-from topoopt.measurement import Measurement
+from topoopt.measurement import Measurement, SpectralReading
+from topoopt.summary import Run, Summary
+from topoopt.verdict import Verdict
 
 logger = logging.getLogger("topoopt")
+VALUES = ("deliver_reading", "deliver")
+"""What may be dropped: readings and measurements. What a run says of itself is little, and always delivered."""
 
 
 def guarded(what: str, act: Callable[[], object]) -> bool:
     """Do something for a run that must not end when it fails: returns whether it worked, and logs the cause if not."""
     try:
         act()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.warning(
             "topoopt: %s failed (%s: %s); training goes on", what, type(error).__name__, error, exc_info=error
         )
@@ -31,21 +36,22 @@ def guarded(what: str, act: Callable[[], object]) -> bool:
 class BackgroundSink:
     """Base of all trackers' sinks; give `topoopt.TopoOptimizer.add_sink` one of its subclasses.
 
-    A measurement that comes again for a step still waiting takes the earlier one's place. Subclasses define `deliver`
-    and, where needed, `open` and `finish`: all three run on the sink's own thread, one at a time.
+    A measurement that comes again for a step still waiting takes the earlier one's place. Subclasses define `deliver` and,
+    where needed, `open`, `deliver_begin`, `deliver_reading`, `deliver_verdict`, `deliver_end` and `finish`: all run on the
+    sink's own thread, one at a time. The thread starts with the first reading or measurement.
 
     Args:
-        limit: how many measurements may wait.
+        limit: how many readings and measurements may wait.
         patience: seconds that `close` waits for the rest to be delivered.
     """
 
     def __init__(self, *, limit: int = 256, patience: float = 30.0) -> None:
         self.dropped = 0
-        """Measurements given up because the tracker could not keep up, or did not answer before `close` gave up."""
+        """Readings and measurements given up because the tracker could not keep up, or did not answer before `close` gave up."""
         self.faults = 0
         """Exceptions that the tracker raised; the first one is logged with its traceback."""
         self._limit, self._patience = limit, patience
-        self._waiting: OrderedDict[int, Measurement] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, int], tuple[Any, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -55,9 +61,21 @@ class BackgroundSink:
     def open(self) -> None:
         """Prepare the tracker; runs once, before the first delivery."""
 
+    def deliver_begin(self, run: Run) -> None:
+        """Which run it is, with its settings."""
+
     def deliver(self, measurement: Measurement) -> None:
         """Hand one measurement to the tracker."""
         raise NotImplementedError
+
+    def deliver_reading(self, reading: SpectralReading) -> None:
+        """Hand one reading of r to the tracker; a measurement's own comes before it."""
+
+    def deliver_verdict(self, step: int, verdict: Verdict) -> None:
+        """The verdict has changed."""
+
+    def deliver_end(self, summary: Summary) -> None:
+        """The run has ended."""
 
     def finish(self) -> None:
         """Write what belongs at the end; runs once, after the last delivery."""
@@ -66,18 +84,45 @@ class BackgroundSink:
 
     def __call__(self, measurement: Measurement) -> None:
         """Put the measurement down for delivery and return at once; after `close` the tracker is opened again."""
+        self._put("deliver", measurement.step, measurement)
+
+    def late(self, measurement: Measurement) -> None:
+        """A measurement that homology has completed since: what is new of it is delivered."""
+        self(measurement)
+
+    def begin(self, run: Run) -> None:
+        """A run begins; told to the tracker with the first reading or measurement."""
+        self._put("deliver_begin", -1, run)
+
+    def reading(self, reading: SpectralReading) -> None:
+        """Put a reading down for delivery."""
+        self._put("deliver_reading", reading.step, reading)
+
+    def verdict(self, step: int, verdict: Verdict) -> None:
+        """Put a change of the verdict down for delivery."""
+        self._put("deliver_verdict", -1, step, verdict)
+
+    def end(self, summary: Summary) -> None:
+        """Put the end down for delivery."""
+        self._put("deliver_end", -1, summary)
+
+    def _put(self, how: str, step: int, *what: Any) -> None:
         with self._changed:
             if self._closing and not self._reopened():
-                self.dropped += 1
+                self.dropped += how in VALUES
                 return
-            self._waiting[measurement.step] = measurement
-            if len(self._waiting) > self._limit:
-                self._waiting.popitem(last=False)
-                self.dropped += 1
-            if self._thread is None:
+            self._waiting[how, step] = what
+            self._drop_oldest()
+            if self._thread is None and how in VALUES:
                 self._thread = threading.Thread(target=self._work, name=f"topoopt-{type(self).__name__}", daemon=True)
                 self._thread.start()
             self._changed.notify()
+
+    def _drop_oldest(self) -> None:
+        values = [key for key in self._waiting if key[0] in VALUES] if len(self._waiting) > self._limit else []
+        for key in values[: len(values) - self._limit]:
+            del self._waiting[key]
+            self.dropped += 1
 
     def _reopened(self) -> bool:
         """Whether a closed sink can start over: not while the tracker still hangs in its last delivery."""
@@ -92,16 +137,19 @@ class BackgroundSink:
             self._closing = True
             self._changed.notify()
         if self._thread is None:
+            self._waiting.clear()  # nothing was ever read
             return
         self._thread.join(self._patience)
         with self._changed:
             if self._thread.is_alive() and self._waiting:
-                self.dropped += len(self._waiting)
+                self.dropped += sum(how in VALUES for how, _ in self._waiting)
                 self._waiting.clear()
         if self._thread.is_alive():
             logger.warning("topoopt: %s did not finish in %.0f s and was left behind", self, self._patience)
         if self.dropped:
-            logger.warning("topoopt: %s dropped %d measurements; a record on disk has them all", self, self.dropped)
+            logger.warning(
+                "topoopt: %s dropped %d readings and measurements; a record on disk has them all", self, self.dropped
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dropped={self.dropped}, faults={self.faults})"
@@ -111,25 +159,29 @@ class BackgroundSink:
     def _work(self) -> None:
         if not self._guard(self.open):
             return self._discard()
-        while (measurement := self._next()) is not None:
-            self._guard(lambda taken=measurement: self.deliver(taken))
+        while (taken := self._next()) is not None:
+            how, what = taken
+            self._guard(lambda how=how, what=what: getattr(self, how)(*what))
         self._guard(self.finish)
         return None
 
-    def _next(self) -> Measurement | None:
+    def _next(self) -> tuple[str, tuple[Any, ...]] | None:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
-            return self._waiting.popitem(last=False)[1] if self._waiting else None
+            if not self._waiting:
+                return None
+            (how, _), what = self._waiting.popitem(last=False)
+            return how, what
 
     def _discard(self) -> None:
         """The tracker could not be opened: count what would have been delivered until the run ends."""
-        while self._next() is not None:
-            self.dropped += 1
+        while (taken := self._next()) is not None:
+            self.dropped += taken[0] in VALUES
 
-    def _guard(self, act: Callable[[], None]) -> bool:
+    def _guard(self, act: Callable[[], object]) -> bool:
         try:
             act()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.faults += 1
             if self.faults == 1:
                 logger.warning("topoopt: %s failed (%s); training goes on", self, error, exc_info=error)

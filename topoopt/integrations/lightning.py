@@ -1,38 +1,50 @@
-"""Lightning: one callback, and the training of a LightningModule with one optimizer is measured (or steered)."""
+"""Lightning: one callback, and the training of a LightningModule, automatic or manual, is measured (or steered)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
-from topoopt.errors import ConfigError, MeasurementError
-from topoopt.integrations.background import BackgroundSink
-from topoopt.integrations.probe import full_precision
+from topoopt.errors import ConfigError, PartitionedError
+from topoopt.integrations.background import guarded
+from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.rows import Rows
-from topoopt.measurement import Measurement
+from topoopt.measurement import Measurement, SpectralReading
 from topoopt.optimizer import TopoOptimizer
+from topoopt.optimizer.sinks import Sink
+from topoopt.summary import Run
+from topoopt.verdict import Verdict
+
+logger = logging.getLogger("topoopt")
 
 
 class TopoCallback(Callback):
-    """Measures what a Lightning `Trainer` trains; scalars go to its loggers, the state into its checkpoints.
+    """Measures what a Lightning `Trainer` trains; rows go to its loggers, r/e to its progress bar, the state into checkpoints.
 
     ```python
     trainer = Trainer(callbacks=[TopoCallback(mode="preserve")])
     ```
 
+    r is read from the training's own steps: `training_step` is never run again, under manual optimization neither. W&B and
+    TensorBoard loggers get layers and pictures too. The verdict is `callback.verdict`, and logged at the end.
+
     Args:
         mode: as `TopoConfig.mode`; it goes over `config`'s.
         config: settings; keyword `options` are `TopoConfig`'s fields and go over it.
-        loss: `loss(module, batch)` for the spectral estimate. None: `training_step`, its logging silenced.
+        optimizer: which of `configure_optimizers`' optimizers is measured, by its place: one a training, whose steps alone
+            are counted.
         **options: fields of `TopoConfig`.
 
     Raises:
-        ConfigError: for settings that cannot work; when training begins, for a module with several optimizers.
+        ConfigError: for settings that cannot work; when training begins, for an `optimizer` that is not there.
+
+    Under DeepSpeed and FSDP1, which keep no neuron whole, training is left alone, with a warning.
     """
 
     def __init__(
@@ -40,46 +52,73 @@ class TopoCallback(Callback):
         mode: str | Policy | None = None,
         *,
         config: TopoConfig | None = None,
-        loss: Callable[[LightningModule, Any], Any] | None = None,
+        optimizer: int = 0,
         **options: Any,
     ) -> None:
         self.config = TopoConfig.from_options(config, options if mode is None else {**options, "mode": mode})
+        self.optimizer = optimizer
         self.topo: TopoOptimizer | None = None
-        self._loss = loss
-        self._batch: tuple[Any, int] | None = None
+        """The measured optimizer of the training under way, or of the last one."""
+        self._attached = self._own = False
         self._saved: dict[str, Any] | None = None
+        self._left: dict[str, Any] = {}
+        self._bar: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells callbacks for several optimizers apart in a checkpoint."""
+        return self._generate_state_key(optimizer=self.optimizer)
+
+    @property
+    def last(self) -> Measurement | None:
+        """The latest measurement, or None."""
+        return None if self.topo is None else self.topo.last
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the readings so far say of the learning rate, or None before training."""
+        return None if self.topo is None else self.topo.verdict
+
+    # -- attaching and detaching -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach to the one optimizer."""
+        """Attach to the optimizer."""
         self._detach()
-        if len(trainer.optimizers) != 1:
+        count = len(trainer.optimizers)
+        if not 0 <= self.optimizer < count:
             raise ConfigError(
-                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers and TopoCallback measures one: "
-                "wrap the one you mean in TopoOptimizer in configure_optimizers"
+                f"optimizer={self.optimizer}, and {type(pl_module).__name__} has {count}: give a place from 0 to {count - 1}"
             )
-        model = trainer.strategy.model or pl_module
-        self.topo = TopoOptimizer(trainer.optimizers[0], model, self.config, loss=lambda: self._probe(pl_module))
-        self.topo.total_steps = int(trainer.estimated_stepping_batches)
-        if self._saved is not None:
+        if count > 1:
+            logger.info("topoopt: optimizer %d of %d is measured (TopoCallback(optimizer=...))", self.optimizer, count)
+        try:
+            self._attach(trainer, trainer.strategy.model or pl_module)
+        except PartitionedError as error:
+            self.topo = None
+            logger.warning("topoopt: %s", error)
+
+    def _attach(self, trainer: Trainer, model: Any) -> None:
+        optimizer = trainer.optimizers[self.optimizer]
+        self.topo = measured_inside(optimizer)
+        self._own = self.topo is None
+        if self.topo is None:
+            self.topo = TopoOptimizer(_inner(optimizer), model, self.config)
+        self._attached = True
+        steps = float(trainer.estimated_stepping_batches)
+        self.topo.total_steps = int(steps) if 0 < steps < math.inf else None
+        if self._own and self._saved is not None:
             self.topo.load_topo_state_dict(self._saved)
-            self._saved = None
-        else:
-            self.topo.steps = trainer.global_step
+        elif self._own:
+            self.topo.steps = trainer.global_step // len(trainer.optimizers)  # Lightning counts every optimizer's
+        self._saved = None
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                self.topo.add_sink(LoggerSink(logger))
+            for target in trainer.loggers:
+                guarded("joining a logger", lambda target=target: self._join(target))
+        self._show(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the batch for the probe."""
-        self._batch = (batch, batch_idx)
-
-    def _probe(self, module: LightningModule) -> Any:
-        if self._batch is None:
-            raise MeasurementError("the probe has seen no training batch yet")
-        batch, index = self._batch
-        with full_precision(module), _silent(module):
-            loss = module.training_step(batch, index) if self._loss is None else self._loss(module, batch)
-        return loss["loss"] if isinstance(loss, dict) else loss
+    def _join(self, target: Logger) -> None:
+        assert self.topo is not None
+        self.topo.add_sink(sink_for(target))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect what is still on its way, and detach."""
@@ -90,40 +129,90 @@ class TopoCallback(Callback):
         self._detach()
 
     def _detach(self) -> None:
-        if self.topo is not None:
-            self.topo.detach()
-        self._batch = None
+        if self._bar is not None:
+            del self._bar.get_metrics  # the class's own shows again
+            self._bar = None
+        if self._attached and self.topo is not None:
+            self._attached = False
+            self._left = self.topo.topo_state_dict()
+            if self._own:
+                self.topo.detach()
+
+    # -- the progress bar --------------------------------------------------------------------------------------------
+
+    def _show(self, trainer: Trainer) -> None:
+        """Add r/e to what the bar shows: numbers that the module logs, and callbacks watch, stay as they are."""
+        bar = trainer.progress_bar_callback
+        if bar is None or "get_metrics" in vars(bar):
+            return
+        shown = type(bar).get_metrics
+
+        def get_metrics(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+            return {**shown(bar, trainer, pl_module), **self._in_bar()}
+
+        bar.get_metrics = get_metrics  # type: ignore[method-assign]
+        self._bar = bar
+
+    def _in_bar(self) -> dict[str, float]:
+        readings = self.topo.readings if self.topo is not None else ()
+        if not readings or math.isnan(readings[-1].r):
+            return {}
+        edge = readings[-1].edge
+        return {"r": round(readings[-1].r, 4)} if edge is None else {"r/e": round(readings[-1].r / edge, 4)}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on as the unbroken one."""
-        return {} if self.topo is None else self.topo.topo_state_dict()
+        return self.topo.topo_state_dict() if self._attached and self.topo is not None else self._left
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until training starts."""
         self._saved = state_dict or None
 
 
-class LoggerSink(BackgroundSink):
-    """Sends the scalars to a Lightning logger."""
+def sink_for(target: Logger) -> Sink:
+    """Return the sink for a Lightning logger: topoopt's own where it has one, else plain rows."""
+    if isinstance(target, WandbLogger):
+        from topoopt.integrations.wandb import WandbSink
 
-    def __init__(self, logger: Any) -> None:
-        super().__init__()
-        self._logger = logger
+        return WandbSink(target.experiment, commit=True)  # Lightning logs without W&B's steps
+    if isinstance(target, TensorBoardLogger):
+        from topoopt.integrations.tensorboard import TensorBoardSink
+
+        return TensorBoardSink(target.experiment)
+    return LoggerSink(target)
+
+
+class LoggerSink:
+    """Sends scalars to a Lightning logger, on the training thread as Lightning does: loggers keep their rows in lists."""
+
+    def __init__(self, target: Logger) -> None:
+        self._target = target
         self._rows = Rows()
 
-    def deliver(self, measurement: Measurement) -> None:
+    def begin(self, run: Run) -> None:
+        """Start anew."""
+        self._rows = Rows()
+
+    def __call__(self, measurement: Measurement) -> None:
         """Log one row."""
-        self._logger.log_metrics(self._rows.row(measurement), step=measurement.step)
+        self._log(measurement)
+
+    def late(self, measurement: Measurement) -> None:
+        """Log what is new of a measurement that homology has completed since."""
+        self._log(measurement)
+
+    def reading(self, reading: SpectralReading) -> None:
+        """Log what a reading says."""
+        self._log(reading)
+
+    def _log(self, seen: Measurement | SpectralReading) -> None:
+        row = self._rows.row(seen)
+        if len(row) > 1:  # more than its step
+            self._target.log_metrics(row, step=seen.step)
 
 
-@contextmanager
-def _silent(module: LightningModule) -> Iterator[None]:
-    """Let `self.log` do nothing: it is refused inside an optimizer step, and would count the probe twice."""
-    names = ("log", "log_dict")
-    for name in names:
-        object.__setattr__(module, name, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        for name in names:
-            object.__delattr__(module, name)
+def _inner(optimizer: Any) -> Any:
+    """The optimizer that Lightning's own wrapper passes on to."""
+    return getattr(optimizer, "optimizer", optimizer)

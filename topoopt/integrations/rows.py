@@ -1,24 +1,41 @@
-"""What every tracker shows: flat rows of floats, pictures now and then, and a table of layers at the end."""
+"""What every tracker shows: eight headlines, the details behind them, the layers, and a table of layers at the end.
+
+Headlines lie under `topo/`, the numbers behind them under `topo_details/`, layers under `topo_layers/<layer>/`: trackers make a
+section of each. A value is written once, in the row of the step that it describes.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-
-from topoopt.measurement import GroupMeasurement, Measurement
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-logger = logging.getLogger("topoopt")
+from topoopt import critical
+from topoopt.measurement import GroupMeasurement, Measurement, Phase, SpectralReading
+from topoopt.verdict import stalled
 
 STEP = "topo/step"
+HEADLINES = (
+    "topo/r_over_edge",
+    "topo/phase",
+    "topo/loss",
+    "topo/lr",
+    "topo/distortion",
+    "topo/loops",
+    "topo/silent",
+    "topo/cost",
+)
+"""r in units of the edge of stability; the phase (0 constrained, 1 permissive, 2 simplification, 3 unknown); loss of the step's
+batch; the largest rate as it was used; the largest upper over lower distortion of a layer (since the last measurement, or of
+the step where points are not kept); loops (bars of degree 1) in all layers; share of silent units; share of wall time."""
+DETAILS = "topo_details/"
+LAYERS = "topo_layers/"
+REMEMBERED = 64
+"""Steps whose values are remembered, so that late homology adds to them what is new."""
+RECENT = 50
+"""Readings that tell whether anything moves, as in the run itself."""
 COLUMNS = (
     "layer",
     "neurons",
@@ -36,111 +53,92 @@ COLUMNS = (
 )
 
 
-class Rows:
-    """Turns measurements into rows: all scalars of a new step, only what changed of one that comes again."""
-
-    def __init__(self) -> None:
-        self._step: int | None = None
-        self._scalars: dict[str, float] = {}
-
-    def row(self, measurement: Measurement) -> dict[str, float]:
-        """Return the scalars to write, `topo/step` always among them; no more than that when nothing is new."""
-        scalars = measurement.scalars()
-        again = measurement.step == self._step
-        changed = {key: value for key, value in scalars.items() if not again or self._scalars.get(key) != value}
-        self._step, self._scalars = measurement.step, scalars
-        return {STEP: float(measurement.step)} | changed
-
-
 @dataclass
-class Pictures:
-    """Draws diagrams and Betti curves of a few layers when their homology is new and the last picture is old enough.
+class Rows:
+    """Turns readings and measurements into rows: what of a step was not written yet."""
 
-    Drawing takes about 0.1 s of a core, which is why it has a pace of its own.
-    """
+    phase: Phase = Phase.UNKNOWN
+    """Of the latest row."""
+    _written: OrderedDict[int, dict[str, float]] = field(default_factory=OrderedDict)
+    _recent: list[SpectralReading] = field(default_factory=list)
 
-    seconds: float | None = 60.0
-    """Least time between two pictures of one layer; 0 draws every new diagram, None draws nothing."""
-    layers: int = 4
-    """How many layers are drawn: evenly spaced among the wider half, from the first to the last."""
-    clock: Callable[[], float] = time.monotonic
-    _history: dict[int, Measurement] = field(default_factory=dict)
-    _chosen: list[str] = field(default_factory=list)
-    _drawn: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
-    _latest: Measurement | None = None
+    def row(self, seen: Measurement | SpectralReading) -> dict[str, float]:
+        """Return the scalars to write, `topo/step` always among them; no more than that when nothing is new."""
+        scalars = self._of_reading(seen) if isinstance(seen, SpectralReading) else self._of_measurement(seen)
+        known = self._written.setdefault(seen.step, {})
+        new = {key: float(value) for key, value in scalars.items() if not math.isnan(value) and known.get(key) != value}
+        known |= new
+        while len(self._written) > REMEMBERED:
+            self._written.popitem(last=False)
+        return {STEP: float(seen.step)} | new
 
-    def due(self, measurement: Measurement) -> dict[str, np.ndarray]:
-        """Return the pictures to show now: key under `topo/` -> (height, width, 3) uint8 pixels."""
-        self._latest = measurement
-        self._history[measurement.step] = replace(measurement, groups={})
-        return self._guarded(lambda: self._draw(measurement, self.seconds))
+    def _of_reading(self, reading: SpectralReading) -> dict[str, float]:
+        self._recent = [*self._recent[1 - RECENT :], reading]
+        self.phase = critical.assess(reading, stalled=stalled(self._recent), previous=self.phase).phase
+        return _reading(reading) | {"topo/phase": _number(self.phase)}
 
-    def last(self) -> dict[str, np.ndarray]:
-        """Return what a run ends with: homology that came too soon after the picture before, and `topo/history`."""
-        latest = self._latest
-        return {} if latest is None else self._guarded(lambda: self._draw(latest, 0.0) | self._draw_history())
-
-    def _guarded(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        if self.seconds is None:
-            return {}
-        try:
-            return make()
-        except Exception as error:  # matplotlib is an extra: numbers go on without pictures
-            self.seconds = None
-            logger.warning("topoopt: no more pictures for this tracker: %s", error, exc_info=error)
-            return {}
-
-    def _draw(self, measurement: Measurement, seconds: float | None) -> dict[str, np.ndarray]:
-        pictures: dict[str, np.ndarray] = {}
-        for name in self._choose(measurement):
-            group = measurement.groups.get(name)
-            if group is not None and self._is_due(name, group, seconds or 0.0):
-                pictures |= draw(name, group)
-                self._drawn[name] = (_edition(group), self.clock())
-        return pictures
-
-    def _draw_history(self) -> dict[str, np.ndarray]:
-        from topoopt.report.plots import history_figure
-
-        return {"topo/history": pixels(history_figure([self._history[step] for step in sorted(self._history)]))}
-
-    def _choose(self, measurement: Measurement) -> list[str]:
-        if not self._chosen and measurement.groups:
-            middle = float(np.median([group.n for group in measurement.groups.values()]))
-            names = [name for name, group in measurement.groups.items() if group.n >= middle]
-            spots = np.linspace(0, len(names) - 1, min(self.layers, len(names)))
-            self._chosen = [names[round(spot)] for spot in spots]
-        return self._chosen
-
-    def _is_due(self, name: str, group: GroupMeasurement, seconds: float) -> bool:
-        if group.diagrams_step < 0 or not group.diagrams:
-            return False
-        drawn = self._drawn.get(name)
-        return drawn is None or (drawn[0] != _edition(group) and self.clock() - drawn[1] >= seconds)
+    def _of_measurement(self, measurement: Measurement) -> dict[str, float]:
+        if measurement.step >= max(self._written, default=0):  # not of an earlier one that homology has completed
+            self.phase = measurement.phase
+        flat = measurement.scalars()
+        own = measurement.scalars(layers=False)
+        layers = {LAYERS + key.removeprefix("topo/"): value for key, value in flat.items() if key not in own}
+        behind = (
+            "r_pair",
+            "r_field",
+            "seconds",
+            "skipped",
+            *(key for key in _names(own) if key.startswith("eta_star")),
+        )
+        details = {DETAILS + name: own[f"topo/{name}"] for name in behind if f"topo/{name}" in own}
+        neurons = {
+            "topo/phase": _number(measurement.phase),
+            "topo/distortion": _distortion(measurement),
+            "topo/loops": _loops(measurement),
+            "topo/cost": measurement.share,
+        }
+        return _reading(measurement.spectral) | neurons | details | layers
 
 
-def _edition(group: GroupMeasurement) -> tuple[int, ...]:
-    """Tell diagrams apart: by their step, and by their sizes where higher degrees came late for the same step."""
-    return (group.diagrams_step, *(len(diagram) for diagram in group.diagrams))
+def _names(scalars: dict[str, float]) -> list[str]:
+    return [key.removeprefix("topo/") for key in scalars]
 
 
-def draw(name: str, group: GroupMeasurement) -> dict[str, np.ndarray]:
-    """Draw one layer's persistence diagrams and Betti curves."""
-    from topoopt.report.plots import betti_figure, diagram_figure
+def _number(phase: Phase) -> float:
+    return float(list(Phase).index(phase))
 
+
+def _reading(reading: SpectralReading) -> dict[str, float]:
+    edge = reading.edge or math.nan
     return {
-        f"topo/{name}/diagram": pixels(diagram_figure(group.diagrams, title=f"{name}, step {group.diagrams_step}")),
-        f"topo/{name}/betti": pixels(betti_figure(group.diagrams, title=name)),
+        "topo/r_over_edge": math.nan if reading.warming else reading.r / edge,
+        "topo/loss": reading.loss,
+        "topo/lr": max(reading.lr, default=math.nan) * reading.scale,
+        "topo/silent": reading.silent,
+        f"{DETAILS}r": reading.r,
+        f"{DETAILS}edge": edge,
+        f"{DETAILS}lr_scale": reading.scale,
+        f"{DETAILS}grad_norm": reading.grad_norm,
+        f"{DETAILS}update_ratio": reading.update_ratio,
+        f"{DETAILS}clipped": reading.clipped,
     }
 
 
-def pixels(figure: Figure) -> np.ndarray:
-    """Rasterise a figure to (height, width, 3) uint8, without pyplot and without changing its canvas for others."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _distortion(measurement: Measurement) -> float:
+    """Largest upper over lower distortion of a layer; NaN without layers."""
+    pairs = [
+        group.distortion if math.isnan(group.distortion_window[0]) else group.distortion_window
+        for group in measurement.groups.values()
+    ]
+    return max((upper / lower if lower > 0 else math.inf for lower, upper in pairs), default=math.nan)
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+def _loops(measurement: Measurement) -> float:
+    """Bars of degree 1 in all layers; NaN until every layer's homology of this very step is there."""
+    groups = measurement.groups.values()
+    if not groups or any(g.pending or g.diagrams_step != measurement.step or len(g.diagrams) < 2 for g in groups):
+        return math.nan
+    return float(sum(len(group.diagrams[1]) for group in groups))
 
 
 def table(measurement: Measurement) -> list[list[Any]]:

@@ -1,24 +1,28 @@
-"""What Trainer does not hand to its callbacks: itself, its list of callbacks, the checkpoint it resumes, its loss.
+"""What Trainer does not hand to its callbacks: itself, its list of callbacks, the checkpoint it resumes.
 
-Callbacks get the model and the optimizer, but neither the trainer nor a batch, and they run after the reporters. All of
-it stands a few frames up the stack whenever Trainer calls one; where it cannot be found there, `TopoCallback` does
-without.
+Callbacks get the model and the optimizer, but not the trainer, and they run after the reporters. All of it stands a few
+frames up the stack whenever Trainer calls one; where it cannot be found there, `TopoCallback` does without.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler
-
-from topoopt.integrations.probe import BatchProbe
 
 DEPTH = 16
 
@@ -53,50 +57,48 @@ def caller() -> Caller:
     return Caller(trainer, handler)
 
 
-def move_before_reporters(handler: CallbackHandler, callback: TrainerCallback, report_to: list[str]) -> None:
-    """Let `callback` see each log before the trackers' callbacks do, so that what it adds to it reaches them.
+class RowWriter(TrainerCallback):
+    """Adds to a log after some reporters have seen it: what they show on their own is not shown twice."""
 
-    Safe while the handler walks through its list: only callbacks that were already called change places with it.
+    def __init__(self, add: Callable[[TrainerState, dict[str, Any]], None]) -> None:
+        self._add = add
+
+    def on_log(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add, where there is a log."""
+        if logs is not None:
+            self._add(state, logs)
+
+
+def take_place(
+    handler: CallbackHandler, callback: TrainerCallback, writer: RowWriter, known: list[str], others: list[str]
+) -> None:
+    """Put `callback` before all reporters, so that it ends before them, and `writer` between those that topoopt writes to
+    on its own (`known`) and the others, which show what it adds.
+
+    The list is a new one: the handler may be walking through the old one.
     """
-    reporters = tuple(get_reporting_integration_callbacks(report_to))
-    places = [i for i, other in enumerate(handler.callbacks) if isinstance(other, reporters)]
-    own = next((i for i, other in enumerate(handler.callbacks) if other is callback), None)
-    if own is not None and places and places[0] < own:
-        handler.callbacks.insert(places[0], handler.callbacks.pop(own))
+    kept = [cb for cb in handler.callbacks if cb is not callback and not isinstance(cb, RowWriter)]
+    own = [cb for cb in kept if isinstance(cb, tuple(get_reporting_integration_callbacks(known)))]
+    foreign = [cb for cb in kept if isinstance(cb, tuple(get_reporting_integration_callbacks(others)))]
+    moved = {id(cb) for cb in (*own, *foreign)}
+    first = next((i for i, cb in enumerate(kept) if id(cb) in moved or _is_console(cb)), len(kept))
+    rest = [cb for cb in kept[first:] if id(cb) not in moved]
+    handler.callbacks = [*kept[:first], callback, *own, writer, *foreign, *rest]
 
 
-class TrainerLoss:
-    """Stands in for `trainer.compute_loss` while training: remembers the inputs, labels included, and calls it.
-
-    Needed where the loss is not the model's own (label smoothing, `compute_loss_func`, an overriding trainer): the
-    labels then never reach the model, so its forward hook cannot see them.
-    """
-
-    def __init__(self, trainer: Trainer, model: nn.Module) -> None:
-        self._trainer = trainer
-        self._original: Any = trainer.compute_loss
-        self.probe = BatchProbe(model, self._again)
-        trainer.compute_loss = self  # type: ignore[method-assign]
-
-    def __call__(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the trainer does."""
-        batch = dict(inputs)
-        loss = self._original(model, inputs, *args, **kwargs)
-        if model.training:
-            self.probe.keep((), batch)  # after the forward: it takes the place of what the model's hook saw
-        return loss
-
-    def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return self._original(module, kwargs)
-
-    def close(self) -> None:
-        """Give the trainer its own method back."""
-        self.probe.close()
-        if self._trainer.__dict__.get("compute_loss") is self:
-            del self._trainer.compute_loss
+def _is_console(callback: TrainerCallback) -> bool:
+    return isinstance(callback, PrinterCallback | ProgressCallback) or (
+        type(callback).__name__ == "NotebookProgressCallback"  # importing it takes IPython
+    )
 
 
-def has_own_loss(trainer: Trainer) -> bool:
-    """Whether the loss is something else than what the model returns."""
-    overridden = type(trainer).compute_loss is not Trainer.compute_loss
-    return overridden or trainer.compute_loss_func is not None or trainer.label_smoother is not None
+def remove(handler: CallbackHandler, writer: RowWriter) -> None:
+    """Take the writer away; the list is a new one."""
+    handler.callbacks = [cb for cb in handler.callbacks if cb is not writer]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -17,14 +16,35 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
 from topoopt.errors import PartitionedError
+from topoopt.extras import require
 from topoopt.integrations.background import guarded
 from topoopt.integrations.checkpoint import load_state, save_state
-from topoopt.integrations.probe import BatchProbe
-from topoopt.integrations.trainer_access import Caller, TrainerLoss, caller, has_own_loss, move_before_reporters
-from topoopt.measurement import Measurement
+from topoopt.integrations.measured import measured_inside
+from topoopt.integrations.trainer_access import Caller, RowWriter, caller, remove, take_place
+from topoopt.measurement import Measurement, Phase, SpectralReading
 from topoopt.optimizer import TopoOptimizer
+from topoopt.verdict import Verdict
 
 logger = logging.getLogger("topoopt")
+LAYERWISE = (
+    "this training steps each layer in backward through optimizers of their own (a layer-wise optimizer), and gives the trainer a "
+    "dummy without weights: there is no step to measure, and training is left alone"
+)
+
+CONSOLE = ("topo/step", "topo/r_over_edge", "topo/proximity", "topo/phase", "topo/lr_scale")
+"""What the console and trackers without a sink of topoopt's own are shown of a row (the factor only where it is steered)."""
+OF_READING = (
+    "topo/step",
+    "topo/phase",
+    "topo/proximity",
+    "topo/r_spec",
+    "topo/edge",
+    "topo/r_over_edge",
+    "topo/loss",
+    "topo/lr_scale",
+)
+SINKS = ("wandb", "tensorboard", "trackio")
+"""Names in `report_to` of the trackers that topoopt writes to on its own."""
 
 Sink = Callable[[Measurement], None]
 
@@ -36,9 +56,13 @@ class TopoCallback(TrainerCallback, ExportableState):
     trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[TopoCallback(mode="preserve")])
     ```
 
-    Each training row of `trainer.state.log_history`, and with it every tracker of `report_to`, gains the summary of the
-    latest measurement under `topo/...` (trackers show it as `train/topo/...`); layers and diagrams go to W&B,
-    TensorBoard and trackio on their own. The state is saved into each checkpoint and taken up when training resumes.
+    r is read from the trainer's own steps, whatever its loss is made of: no batch, loss or model is run again.
+
+    A training row of `trainer.state.log_history` gains what is new since the row before, under `topo/...`: the latest reading
+    of r, at `topo/step`, and the latest measurement (where it is of an earlier step, `topo/measured_step` says of which). Five
+    of these numbers stand on the console. The last row has the verdict's three lines, `topo/verdict`. W&B, TensorBoard and
+    trackio get every reading, layers and diagrams on their own; other trackers of `report_to` what the console shows, as
+    `train/topo/...`. The state is saved into each checkpoint and taken up when training resumes.
 
     Args:
         mode: as `TopoConfig.mode`; it goes over `config`'s.
@@ -46,7 +70,7 @@ class TopoCallback(TrainerCallback, ExportableState):
         record: file for the record (JSON lines), for `topoopt report`.
         sinks: more receivers of measurements, on the main process. They are not part of what
             `restore_callback_states_from_checkpoint` restores.
-        trackers: whether to send layers and diagrams to the trackers of `report_to`.
+        trackers: whether W&B, TensorBoard and trackio in `report_to` get everything; else they get what the console shows.
         **options: fields of `TopoConfig`.
 
     Raises:
@@ -72,17 +96,22 @@ class TopoCallback(TrainerCallback, ExportableState):
         self.trackers = trackers
         self.topo: TopoOptimizer | None = None
         """The wrapper of the training under way, or of the last one."""
-        self._probe: BatchProbe | None = None
-        self._trainer_loss: TrainerLoss | None = None
         self._handler: CallbackHandler | None = None
         self._attached = False
         self._trackers_due = False
-        self._in_history: Measurement | None = None
+        self._writer = RowWriter(self._add_row)
+        self._written = (-1, -1)
+        self._own = True
 
     @property
     def last(self) -> Measurement | None:
         """The latest measurement, or None."""
         return None if self.topo is None else self.topo.last
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the readings so far say of the learning rate, or None before training."""
+        return None if self.topo is None else self.topo.verdict
 
     # -- attaching and detaching -------------------------------------------------------------------------------------
 
@@ -105,33 +134,37 @@ class TopoCallback(TrainerCallback, ExportableState):
         found = caller()
         self._handler = found.handler
         if found.handler is not None:
-            move_before_reporters(found.handler, self, reporters(args))
+            own = [name for name in reporters(args) if name in SINKS and self.trackers]
+            others = [name for name in reporters(args) if name not in own]
+            take_place(found.handler, self, self._writer, own, others)
         self._attach(found, args, state, model, optimizer)
 
     def _attach(
         self, found: Caller, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
     ) -> None:
-        # What training calls: DDP, a compiled module, ...
+        if _is_dummy(optimizer):
+            logger.warning("topoopt: %s", LAYERWISE)
+            self.topo = None
+            return
+        # What training calls: DDP, a compiled module, ... r is read from the trainer's own step.
         wrapped: Any = model if found.trainer is None else found.trainer.model_wrapped
-        if found.trainer is not None and has_own_loss(found.trainer):
-            self._trainer_loss = TrainerLoss(found.trainer, wrapped)
-            self._probe = self._trainer_loss.probe
-        else:
-            self._probe = BatchProbe(wrapped)
+        self.topo = measured_inside(optimizer)
+        self._own = self.topo is None
+        if self.topo is not None:
+            logger.warning(
+                "topoopt: the trainer's optimizer is measured already: its own settings count, the callback's do not"
+            )
+            self.topo.model = wrapped
         try:
-            self.topo = TopoOptimizer(optimizer, wrapped, self.config, loss=self._probe)
+            self.topo = self.topo or TopoOptimizer(optimizer, wrapped, self.config)
         except PartitionedError as error:
-            self._release()
             self.topo = None
             logger.warning("topoopt: %s", error)
             return
-        except Exception:
-            self._release()
-            raise
         self._attached = True
         self.topo.total_steps = state.max_steps
-        self._in_history = None
-        if state.global_step > 0:
+        self._written = (-1, -1)
+        if state.global_step > 0 and self._own:
             self.topo.steps = state.global_step
             guarded("resuming", lambda: self._resume(found.checkpoint, args, state))
         if state.is_world_process_zero:
@@ -166,17 +199,14 @@ class TopoCallback(TrainerCallback, ExportableState):
         self.detach()
 
     def detach(self) -> None:
-        """Take everything off the optimizer, the model and the trainer; nothing happens when nothing is attached."""
+        """Take everything off the optimizer; nothing happens when nothing is attached."""
         if self._attached and self.topo is not None:
             self._attached = False
-            self.topo.detach()
-        self._release()
-
-    def _release(self) -> None:
-        for part in (self._trainer_loss, self._probe):
-            if part is not None:
-                part.close()
-        self._trainer_loss = self._probe = None
+            if self._own:
+                self.topo.detach()
+        if self._handler is not None:
+            remove(self._handler, self._writer)
+            self._handler = None
 
     # -- the trainer's log -------------------------------------------------------------------------------------------
 
@@ -188,14 +218,39 @@ class TopoCallback(TrainerCallback, ExportableState):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the summary of a measurement that no row holds yet to a training row (or to the last one of the run)."""
-        last = self.last
-        if logs is None or last is None or last is self._in_history or not ("loss" in logs or "train_runtime" in logs):
+        """Where the handler was not found, and so no place between the reporters: add to the log here."""
+        if logs is not None and self._handler is None:
+            self._add_row(state, logs)
+
+    def _add_row(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        """Add what no row holds yet to a training row, and to the last row of the run its verdict too."""
+        if self.topo is None or not self._attached or not ("loss" in logs or "train_runtime" in logs):
             return
-        self._in_history = last
-        row = summary(last)
-        logs.update(row)
-        state.log_history[-1].update(row)
+        row = self._row()
+        if "loss" in logs:  # of the last row Trainer returns the dictionary: there they would be among the metrics
+            shown = CONSOLE if self.topo.config.policy.steers else CONSOLE[:-1]
+            logs.update({key: row[key] for key in shown if key in row})
+        kept: dict[str, Any] = state.log_history[-1]  # saved as JSON: numbers of Python's, and text
+        kept.update(row)
+        if "train_runtime" in logs:
+            kept["topo/verdict"] = str(self.topo.verdict)
+
+    def _row(self) -> dict[str, float]:
+        """What is new since the last row: the latest reading of r, the latest measurement's summary."""
+        assert self.topo is not None
+        last, reading = self.topo.last, self.topo.readings[-1] if self.topo.readings else None
+        row: dict[str, float] = {}
+        measured, read = self._written
+        if last is not None and last.step != measured:
+            measured, row = last.step, summary(last)
+        if reading is not None and reading.step != read:
+            read = reading.step
+            if last is None or last.step != read:
+                moved = {"topo/measured_step": row["topo/step"]} if row else {}
+                row = {key: value for key, value in row.items() if key not in OF_READING} | moved
+                row |= of_reading(reading, self.topo.phase)
+        self._written = (measured, read)
+        return row
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -211,7 +266,7 @@ class TopoCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Put what a resumed run needs to go on as the unbroken one beside the checkpoint's other files."""
         topo, folder = self.topo, checkpoint_folder(args, state)
-        if topo is not None and self._attached and not args.save_only_model and folder.is_dir():
+        if topo is not None and self._attached and self._own and not args.save_only_model and folder.is_dir():
             guarded("saving topoopt's state", lambda: save_state(topo, folder / state_file(args)))
 
     def _resume(self, checkpoint: str | None, args: TrainingArguments, state: TrainerState) -> None:
@@ -219,6 +274,12 @@ class TopoCallback(TrainerCallback, ExportableState):
         folder = checkpoint_folder(args, state) if checkpoint is None else Path(checkpoint)
         if not load_state(self.topo, folder / state_file(args)):
             logger.info("topoopt: %s holds no topoopt state, measuring starts anew at step %d", folder, self.topo.steps)
+
+
+def _is_dummy(optimizer: Optimizer) -> bool:
+    """Whether the trainer's optimizer only stands for layer-wise ones, which step inside backward."""
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    return type(inner).__name__ == "LayerWiseDummyOptimizer"
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -237,6 +298,22 @@ def summary(measurement: Measurement) -> dict[str, float]:
     return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
 
+def of_reading(reading: SpectralReading, phase: Phase) -> dict[str, float]:
+    """What a row shows of a reading of r that belongs to no measurement: finite numbers only."""
+    edge = reading.edge or math.nan
+    values = {
+        "topo/step": reading.step,
+        "topo/phase": list(Phase).index(phase),
+        "topo/proximity": reading.r,
+        "topo/r_spec": reading.r,
+        "topo/edge": edge,
+        "topo/r_over_edge": math.nan if reading.warming else reading.r / edge,
+        "topo/loss": reading.loss,
+        "topo/lr_scale": reading.scale,
+    }
+    return {key: float(value) for key, value in values.items() if math.isfinite(value)}
+
+
 def tracker_sinks(args: TrainingArguments, handler: CallbackHandler | None) -> list[Sink]:
     """Return a sink for each tracker of `report_to` that topoopt knows and whose run is up."""
     sinks: list[Sink] = []
@@ -244,8 +321,8 @@ def tracker_sinks(args: TrainingArguments, handler: CallbackHandler | None) -> l
     if "wandb" in report_to:
         from topoopt.integrations.wandb import WandbSink
 
-        run = importlib.import_module("wandb").run
-        sinks += [] if run is None else [WandbSink(run)]
+        run = require("wandb", extra="wandb").run
+        sinks += [] if run is None else [WandbSink(run, commit=True)]  # Trainer's callback logs without steps
     if "tensorboard" in report_to and handler is not None:
         from topoopt.integrations.tensorboard import TensorBoardSink
 
@@ -254,7 +331,7 @@ def tracker_sinks(args: TrainingArguments, handler: CallbackHandler | None) -> l
     if "trackio" in report_to:
         from topoopt.integrations.trackio import TrackioSink
 
-        run = importlib.import_module("trackio").context_vars.current_run.get()
+        run = require("trackio", extra="trackio").context_vars.current_run.get()
         sinks += [] if run is None else [TrackioSink(run)]
     return sinks
 
