@@ -6,14 +6,14 @@ BIN    := $(VENV)/bin
 # The exact torch stands on the command line too: an open range resolves to a build with gigabytes of CUDA libraries.
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH)
-CODE   := topoopt tests examples benchmarks
+CODE   := topoopt tests examples benchmarks docs
 # Tests run side by side, a file a worker; each worker keeps to one core.
 WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples build clean distclean
+.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples docs pictures build clean distclean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e '.[fast,report]'
+	$(PIP) -e '.[demo,report]'
 	@touch $@
 
 $(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
@@ -42,7 +42,7 @@ demo: $(VENV)/.stamp-demo  ## set up and run `topoopt demo` (ARGS="--quick" and 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
-test: lint typecheck test-fast  ## set up, then ruff, pyright, the README's code blocks and pytest: what CI runs
+test: lint typecheck test-fast  ## set up, then ruff, pyright and pytest (the documentation and its code blocks among it): what CI runs
 
 check: lint typecheck  ## ruff and pyright alone
 
@@ -57,7 +57,7 @@ format: $(VENV)/.stamp-dev  ## ruff: mend what it can
 typecheck: $(VENV)/.stamp-dev  ## pyright
 	$(BIN)/pyright
 
-test-fast: $(VENV)/.stamp-dev  ## pytest without slow and gpu tests (the README's blocks are among them)
+test-fast: $(VENV)/.stamp-dev  ## pytest without slow and gpu tests
 	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev  ## the tests that take minutes
@@ -74,11 +74,19 @@ examples: $(VENV)/.stamp-dev  ## run the examples
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
-build: $(VENV)/.stamp-dev  ## wheel in dist/
-	$(BIN)/python -m pip --disable-pip-version-check wheel --no-deps --quiet --wheel-dir dist .
+docs: $(VENV)/.stamp-dev  ## the documentation in site/, any warning an error
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+pictures: $(VENV)/.stamp-dev  ## draw the documentation's pictures anew (chromium is needed for those of the page)
+	$(BIN)/python docs/images/concepts.py
+	$(BIN)/python docs/images/report.py
+
+build: $(VENV)/.stamp-dev  ## wheel and sdist in dist/, their metadata checked
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove what runs leave behind
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs topoopt-demo
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis runs topoopt-demo
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## and the environment

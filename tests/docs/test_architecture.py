@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,20 @@ import pytest
 import topoopt
 
 PACKAGE = Path(topoopt.__file__).parent
-BASE = {"errors"}
-TENSORS = BASE | {"sharding"}
+BASE = {"errors", "extras"}
+TENSORS = BASE | {"modules", "sharding", "device"}
 MAY_IMPORT = {
     "errors": set(),
-    "sharding": set(),
+    "extras": {"errors"},
+    "terminal": set(),
+    "device": set(),
+    "sharding": {"device"},
+    "modules": set(),
+    "parallel": {"errors", "sharding"},
     "measurement": BASE,
     "neurons": TENSORS,
-    "geometry": BASE,
-    "homology": BASE | {"geometry"},
+    "geometry": BASE | {"device"},
+    "homology": BASE | {"geometry", "device"},
     "curvature": TENSORS,
     "critical": BASE | {"measurement"},
     "verdict": BASE | {"measurement", "critical"},
@@ -29,6 +35,8 @@ MAY_IMPORT = {
     "config": BASE | {"control"},
     "optimizer": TENSORS
     | {
+        "",
+        "parallel",
         "measurement",
         "config",
         "neurons",
@@ -41,11 +49,38 @@ MAY_IMPORT = {
         "summary",
     },
     "report": BASE | {"measurement", "verdict", "summary", "config", "neurons", "geometry", "homology"},
+    "plots": BASE | {"measurement", "report"},
     "integrations": BASE
-    | {"measurement", "verdict", "summary", "config", "control", "optimizer", "report", "neurons", "homology"},
-    "suggest": TENSORS | {"measurement", "config", "critical", "curvature", "neurons"},
-    "demo": BASE | {"verdict", "summary", "measurement", "config", "optimizer", "report"},
-    "cli": BASE | {"demo", "report", "suggest", "measurement", "config", ""},
+    | {
+        "measurement",
+        "critical",
+        "verdict",
+        "summary",
+        "config",
+        "control",
+        "optimizer",
+        "report",
+        "neurons",
+        "homology",
+        "suggestion",
+    },
+    "suggestion": TENSORS | {"measurement", "config", "critical", "curvature", "neurons"},
+    "demo": BASE | {"verdict", "summary", "measurement", "config", "optimizer", "report", "terminal"},
+    "cli": BASE
+    | {
+        "demo",
+        "report",
+        "suggest",
+        "suggestion",
+        "verdict",
+        "config",
+        "neurons",
+        "curvature",
+        "homology",
+        "terminal",
+        "",
+    },
+    "__main__": {"cli"},
 }
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
@@ -82,6 +117,21 @@ def test_policies_and_results_know_no_torch(room: str) -> None:
     path = PACKAGE / room
     for file in path.rglob("*.py") if path.is_dir() else [path]:
         assert "import torch" not in file.read_text(encoding="utf-8")
+
+
+def test_no_device_is_named_in_the_core() -> None:
+    """Whatever torch.accelerator finds will do: only the switches of precision, which belong to one kind, are named."""
+    named = {(f, line) for f in FILES for line in f.read_text(encoding="utf-8").splitlines() if "cuda" in line}
+    assert {str(f.relative_to(PACKAGE)) for f, _ in named} <= {"geometry/precision.py"}
+    assert all("torch.backends.cuda.matmul" in line for _, line in named)
+
+
+def test_events_and_queues_are_in_one_place() -> None:
+    waiting = re.compile(
+        r"torch\.(Event|Stream)|current_stream|record_event|accelerator\.synchronize|event\.synchronize"
+    )
+    found = {str(f.relative_to(PACKAGE)) for f in FILES if waiting.search(f.read_text(encoding="utf-8"))}
+    assert found == {"device.py"}
 
 
 def test_importing_loads_no_leaf_and_does_no_work() -> None:

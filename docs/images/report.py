@@ -1,0 +1,97 @@
+"""Pictures of the report's page for the documentation, from two real runs: `python docs/images/report.py`.
+
+Trains a small network on scikit-learn's digits at two rates, measured every 20 steps, makes the page of both and of one, and
+photographs them in an installed chromium, driven by playwright: wide, on a small screen, dark, and in grey.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from topoopt.report import JsonLines, html, read
+
+HERE = Path(__file__).parent
+PICTURES = {  # name: (page, width, height, colour scheme, grey, the section at the top)
+    "report-1280": ("one", 1280, 1500, "light", False, "body"),
+    "report-layers": ("one", 1280, 1500, "light", False, "#layers"),
+    "report-400": ("one", 400, 1500, "light", False, "body"),
+    "report-dark": ("one", 1280, 1500, "dark", False, "body"),
+    "report-grey": ("one", 1280, 1500, "light", True, "body"),
+    "report-compare": ("two", 1280, 1500, "light", False, "body"),
+}
+
+
+def train(folder: Path, lr: float, steps: int = 800) -> Path:
+    """One run of a three-layer network under AdamW with a one-cycle rate; returns its record's folder."""
+    import torch
+    from torch import nn
+
+    from topoopt import TopoOptimizer
+    from topoopt.demo import digits
+
+    (x, y), _ = digits(0)
+    torch.manual_seed(0)
+    widths = (64, 48, 48, 48, 10)
+    blocks = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    model, criterion = nn.Sequential(*blocks[:-1]), nn.CrossEntropyLoss(label_smoothing=0.1)
+    batch = torch.arange(128)
+
+    def loss() -> torch.Tensor:
+        return criterion(model(x[batch]), y[batch])
+
+    optimizer = TopoOptimizer(torch.optim.AdamW(model.parameters(), lr=lr), model, every=20, budget=None, loss=loss)
+    optimizer.add_sink(JsonLines(folder / f"adamw-{lr:g}" / "record.jsonl", optimizer.config))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        batch = torch.randint(len(x), (128,), generator=generator)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        scheduler.step()
+    optimizer.detach()
+    return folder / f"adamw-{lr:g}"
+
+
+def photograph(pages: dict[str, Path]) -> None:
+    """Take every picture of `PICTURES`."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("no chromium found: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, (page, width, height, scheme, grey, top) in PICTURES.items():
+            tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            tab.goto(pages[page].as_uri())
+            tab.locator(top).evaluate(
+                "one => scrollTo({top: one.getBoundingClientRect().top - 8, behavior: 'instant'})"
+            )
+            picture = Image.open(io.BytesIO(tab.screenshot())).convert("L" if grey else "RGB")
+            if not grey:  # 256 colours of its own: a third of the size, and no eye sees it
+                picture = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
+            picture.save(HERE / f"{name}.png", optimize=True)
+            tab.close()
+        browser.close()
+
+
+def main(records: list[Path]) -> None:
+    """Photograph given records, or those of two fresh runs."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        runs = [read(record) for record in records or [train(folder, 3e-2), train(folder, 3e-3)]]
+        pages = {"one": folder / "one.html", "two": folder / "two.html"}
+        pages["one"].write_text(html.page(runs[:1]), encoding="utf-8")
+        pages["two"].write_text(html.page(runs), encoding="utf-8")
+        photograph(pages)
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
