@@ -132,7 +132,7 @@ def cut_to(task: Task, model: nn.Module, widths: list[int], power: int) -> nn.Mo
 
 
 def by_torch_pruning(task: Task, model: nn.Module, widths: list[int]) -> nn.Module:
-    import torch_pruning
+    import torch_pruning  # pyright: ignore[reportMissingImports]
 
     small, groups = copy.deepcopy(model), groups_of(task, model)
     layers = [small.get_submodule(g.name) for g in groups]
