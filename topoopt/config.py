@@ -73,7 +73,7 @@ class TopoConfig:
     exclude: str | Sequence[str] | None = None
     """Glob patterns over group names that are left out."""
     estimator: Estimator = "auto"
-    """"auto" (spectral when a loss is known, else pairwise), "spectral" or "pairwise"."""
+    """"auto" and "spectral" read r; "pairwise" takes no products: r_pair and certificates, but no phase."""
     seed: int = 0
     """Seed of topoopt's own generators; the global ones are never touched."""
     strict: bool = False

@@ -45,9 +45,9 @@ class GroupMeasurement:
     distortion: tuple[float, float]
     """(lower, upper) of this step."""
     distortion_window: tuple[float, float]
-    """(lower, upper) since the last measurement; (1, 1) at the first."""
+    """(lower, upper) since the last measurement; of this step at the first, NaN where no cloud is kept (`TopoConfig.keep`)."""
     distortion_total: tuple[float, float]
-    """(lower, upper) since the first measurement."""
+    """(lower, upper) since the first measurement; NaN where no cloud is kept."""
     contraction: float
     """max over pairs of -<D_i - D_j, x_i - x_j> / |x_i - x_j|^2: near 1, a pair is about to merge."""
     merge_margin: float
