@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+ROWS = 5
+"""Rows of a batch that say as much of a symmetry as all of it. A prime: no other dimension is likely to be as long."""
 LARGEST = 1 << 20
 """Floating inputs of more bytes are kept as a description and drawn again: a batch of images is no thing to hold on to."""
 
@@ -37,6 +39,18 @@ class Example:
         return tree_map(
             lambda leaf: leaf.draw(generator) if isinstance(leaf, _Drawn) else leaf, (self.args, self.kwargs)
         )
+
+
+def few_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with the first rows alone of what has as many as the first tensor; None where those are few already."""
+    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.ndim]
+    rows = tensors[0].shape[0] if tensors else 0
+    if rows < 2 * ROWS:
+        return None
+    return tree_map(
+        lambda leaf: leaf[:ROWS] if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows else leaf,
+        (tuple(args), dict(kwargs)),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from topoopt.errors import DiscoveryError
 from topoopt.neurons import fallback, siblings, standin
 from topoopt.neurons.candidates import candidates
 from topoopt.neurons.copying import at_rest
-from topoopt.neurons.example import Example
+from topoopt.neurons.example import Example, few_rows
 from topoopt.neurons.gate import Gate, tensors_in
 from topoopt.neurons.group import NeuronGroup, Slice, named_tensors, unwrap
-from topoopt.neurons.judging import Verdict, judge, open_gate
+from topoopt.neurons.judging import NO_EFFECT, Verdict, judge, open_gate
 from topoopt.neurons.propagation import propagate
 from topoopt.neurons.recording import Recording, recorded
 from topoopt.neurons.rules import Rule
@@ -91,19 +92,64 @@ def discover(
     if standin.has_no_data(own):
         return _without_data(own, args, kwargs, call, extra_rules)
     try:
-        gate, said = open_gate(own, args, kwargs, call)
+        found = _on_few_rows(own, args, kwargs, call, extra_rules) or _on_inputs(own, args, kwargs, call, extra_rules)
     except NotApart as error:
         return Discovery(unverified={group.name: str(error) for group in fallback.candidates(own)}, notes=[str(error)])
+    if sys.getprofile() is not None:
+        said = "this thread is being profiled: draws from Python's and numpy's generators were not watched for"
+        found.notes = (*found.notes, said)
+    example = Example.of(args, kwargs, call)  # for `compact`, which compares on it
+    found[:] = [replace(group, example=example) for group in found]
+    return found
+
+
+def _on_few_rows(
+    own: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    call: Call | str | None,
+    extra_rules: Mapping[str, Rule] | None,
+) -> Discovery | None:
+    """Discovery on the first rows of the batch, which takes less memory; None where they do not do for all of it.
+
+    They do not where the model cannot be run on them, where they leave some of it without effect (an expert to which no row
+    is sent), or where the run took a branch and did not use all parameters.
+    """
+    few = few_rows(args, kwargs)
+    if few is None:
+        return None
+    try:
+        gate, said = open_gate(own, *few, call)
+    except DiscoveryError:
+        return None
+    used = {name for kind, name, _ in gate.recording.leaves.values() if kind == "parameter"}
+    if gate.recording.read and used != {name for name, _ in gate.model.named_parameters()}:
+        return None
+    found, silent = _through(own, gate, said, extra_rules)
+    return None if silent else found
+
+
+def _on_inputs(
+    own: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    call: Call | str | None,
+    extra_rules: Mapping[str, Rule] | None,
+) -> Discovery:
+    gate, said = open_gate(own, args, kwargs, call)
+    return _through(own, gate, said, extra_rules)[0]
+
+
+def _through(
+    own: nn.Module, gate: Gate, said: Sequence[str], extra_rules: Mapping[str, Rule] | None
+) -> tuple[Discovery, bool]:
+    """Candidates of the gate's run, passed through it; and whether some had no effect on the output."""
     groups, frozen, notes = _proposed(gate.model, gate.recording, extra_rules)
     verdict = _with_siblings(own, gate, judge(gate, groups))
     if notes:  # an operator froze what it does not know
         verdict = _with_guesses(gate, verdict)
-    if sys.getprofile() is not None:
-        notes.append("this thread is being profiled: draws from Python's and numpy's generators were not watched for")
-    found = _discovery(own, verdict, frozen, [*notes, *said])
-    example = Example.of(args, kwargs, call)  # for `compact`, which compares on it
-    found[:] = [replace(group, example=example) for group in found]
-    return found
+    silent = any(reason == NO_EFFECT for reason in verdict.rejected.values())
+    return _discovery(own, verdict, frozen, [*notes, *said]), silent
 
 
 def _proposed(

@@ -18,6 +18,7 @@ from topoopt.neurons.watching import NotApart
 
 CONTROL = 100.0
 """In float32 a broken symmetry must change the output by this many tolerances, or nothing can be told."""
+NO_EFFECT = "its parameters have no effect on the output"
 SMALL = 4
 """Groups of at most this many units are permuted several times: they have few permutations that move everything."""
 
@@ -38,7 +39,7 @@ def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
         dead = gate.dead(groups)
     except (RuntimeError, NotApart):  # an output without a gradient: nothing can be called dead
         dead = set()
-    rejected |= dict.fromkeys(dead, "its parameters have no effect on the output")
+    rejected |= dict.fromkeys(dead, NO_EFFECT)
     queue = [[group for group in groups if group.name not in dead]]
     passed: list[NeuronGroup] = []
     while queue:
