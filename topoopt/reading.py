@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -81,6 +81,12 @@ class SpectralReading:
     def known(self) -> bool:
         """Whether r is known and is of the run, not of a preconditioner warming up."""
         return not math.isnan(self.r) and not self.warming
+
+    def at(self, scale: float, update_ratio: float = math.nan) -> SpectralReading:
+        """The same reading, of a step taken with this factor on its rates: r and the spectrum are proportional to it."""
+        group = None if self.group is None else (self.group[0], self.group[1] * scale)
+        ends = {"r": self.r * scale, "low": self.low * scale, "high": self.high * scale, "field": self.field * scale}
+        return replace(self, scale=scale, update_ratio=update_ratio, group=group, **ends)
 
 
 @dataclass(frozen=True)
