@@ -93,7 +93,8 @@ class Cost:
     seconds: float = 0.0
     """Time this measurement took on the training thread, its reading included."""
     share: float = 0.0
-    """Share of the wall time since the start that measuring has taken so far."""
+    """Share of the wall time since the start that measuring has taken so far, this measurement included; NaN while nothing
+    but it has taken time yet: before the first step has passed."""
     setup_seconds: float = 0.0
     """Time that finding the neurons took, once; not in `share`."""
 

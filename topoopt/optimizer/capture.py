@@ -15,7 +15,7 @@ from topoopt.curvature.tape import called_through
 from topoopt.modules import innermost
 from topoopt.optimizer.attach import Unpickled
 from topoopt.optimizer.faults import logger
-from topoopt.optimizer.reader import Reader
+from topoopt.optimizer.reading import Reader
 from topoopt.parallel import Ranks
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

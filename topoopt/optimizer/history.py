@@ -78,6 +78,8 @@ class History:
             del self._readings[1 : KEPT // 2 : 2]
         self.stand(reading)
         self.sinks.tell("reading", reading)
+        if not self.sinks.hear("verdict"):
+            return  # it is judged from all readings: only where somebody listens
         now = self.verdict
         if self._told is None or now.state != self._told.state:
             self._told = now

@@ -24,7 +24,7 @@ from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.history import History
 from topoopt.optimizer.neurons import Neurons
 from topoopt.optimizer.rate import Rates, check_steerable
-from topoopt.optimizer.reader import Reader
+from topoopt.optimizer.reading import Reader
 from topoopt.optimizer.state import described
 from topoopt.optimizer.steering import Steering
 from topoopt.optimizer.weights import Certifier, Sample, Snapshot

@@ -1,26 +1,22 @@
-"""What passes between a run and its policy: the numbers that it is shown, and the decision that it may answer."""
+"""What a policy may know of the last measurement of the neurons: plain numbers over all groups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from topoopt.control import Policy, Reading, State
-from topoopt.errors import TopoError
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, SpectralReading
+from topoopt.measurement import GroupMeasurement, Measurement
 
 NEAR = 0.01
 """Neurons within this share of their group's diameter count as one."""
-LARGEST = 1e6
-"""A factor lies in (0, LARGEST)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy may know of the last measurement of the neurons, over all groups; names as in `control.Reading`."""
+    """Names as in `control.Reading`."""
 
     gain: float = math.nan
     measured_step: int = -1
@@ -34,57 +30,6 @@ class Seen:
     total_persistence: float = math.nan
     largest_loop: float = math.nan
     log_persistence: float = math.nan
-
-
-def shown(
-    read: SpectralReading,
-    seen: Seen,
-    *,
-    step: int,
-    lr: float,
-    base_lr: float,
-    scale: float,
-    total_steps: int | None,
-    snapshot: bool,
-) -> Reading:
-    """A reading as a policy gets it, at the user's rate of now: it may be of a step with a factor, at another rate."""
-    then = max(read.lr, default=0.0)
-    return Reading(
-        step=step,
-        r=read.r / read.scale * (lr / then if then > 0 else 1.0),
-        edge=read.edge,
-        lr=lr,
-        base_lr=base_lr,
-        scale=scale,
-        loss=read.loss,
-        total_steps=total_steps,
-        finite=not math.isinf(read.loss) and "not finite" not in read.reason,
-        rule=read.rule,
-        reason=read.reason,
-        warming=read.warming,
-        snapshot=snapshot,
-        **asdict(seen),
-    )
-
-
-def checked(policy: Policy, answer: object) -> tuple[Decision, State]:
-    """Refuse what is no decision with a usable factor, before it reaches an optimizer."""
-    fits = (
-        isinstance(answer, tuple)
-        and len(answer) == 2
-        and isinstance(answer[0], Decision)
-        and isinstance(answer[1], dict)
-    )
-    if not fits:
-        raise TopoError(f"policy {policy.name!r} decided {answer!r}: it must return (Decision, its memory as a dict)")
-    decision, state = answer  # type: ignore[misc]
-    scale = decision.scale
-    number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not (number and 0 < scale < LARGEST):
-        raise TopoError(
-            f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
-        )
-    return replace(decision, scale=float(scale)), state
 
 
 def what_was_seen(last: Measurement) -> Seen:

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import uuid
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,9 +87,15 @@ def taken_up(state: Any) -> State:
             raise ValueError(f"{key!r} is {type(state.get(key)).__name__ if key in state else 'missing'}")
     if state["step"] < 0 or state["phase"] not in {phase.value for phase in Phase}:
         raise ValueError(f"step {state['step']} or phase {state['phase']!r} is not possible")
-    known = {field.name: state[field.name] for field in fields(State) if field.name in state}
-    numbers = {"phase": Phase(state["phase"]), "base_lr": float(state["base_lr"])}
-    return State(**{**known, **numbers, "full_rate": state.get("full_rate") is True})
+    return State(
+        state["step"],
+        Phase(state["phase"]),
+        float(state["base_lr"]),
+        state["steering"],
+        state["reader"],
+        state["run"],
+        state.get("full_rate") is True,
+    )
 
 
 def _from_first_version(state: dict[str, Any]) -> dict[str, Any]:

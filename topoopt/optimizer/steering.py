@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from topoopt.control import Policy, Reading, State, wish
+from topoopt.errors import TopoError
 from topoopt.measurement import Decision, Measurement, SpectralReading
-from topoopt.optimizer.seen import Seen, checked, shown, what_was_seen
+from topoopt.optimizer.seen import Seen, what_was_seen
 
 JUMP = 1.5
 """A user's rate that grows by more than this from one step to the next makes the last reading stale."""
@@ -34,6 +35,8 @@ FAULTS = 3
 """Faults after which a policy is switched off."""
 PAUSE = 16
 """Steps that pass after a fault before the policy is asked again; four times as many after each further one."""
+LARGEST = 1e6
+"""A factor lies in (0, LARGEST)."""
 
 OnChange = Callable[[int, Decision], None]
 
@@ -156,12 +159,8 @@ class Steering:
         """
         if step < self._breaker.until:
             return self.decision
-        before = self._reading
-        self._reading = shown(
-            seen, self._seen, step=step, lr=lr, base_lr=max(base_lr, self._peak), scale=self.decision.scale,
-            total_steps=total_steps, snapshot=self.snapshot,
-        )  # fmt: skip
-        decision, state = checked(self.policy, self.policy.decide(self._reading, self.state))
+        before, self._reading = self._reading, self._read(seen, step, lr, base_lr, total_steps)
+        decision, state = _checked(self.policy, self.policy.decide(self._reading, self.state))
         if decision.policy != self.decision.policy:  # another policy has taken over, and knows nothing yet
             self._wait = 1
         self.decision, self.state = decision, state
@@ -172,6 +171,27 @@ class Steering:
             self._reading = before if before is not None else self._reading
         self._tell(step, decision)
         return decision
+
+    def _read(self, seen: SpectralReading, step: int, lr: float, base_lr: float, total_steps: int | None) -> Reading:
+        """The reading at the user's rate of now: it may be of a step that was taken with a factor, at another rate."""
+        then = max(seen.lr, default=0.0)
+        r = seen.r / seen.scale * (lr / then if then > 0 else 1.0)
+        return Reading(
+            step=step,
+            r=r,
+            edge=seen.edge,
+            lr=lr,
+            base_lr=max(base_lr, self._peak),
+            scale=self.decision.scale,
+            loss=seen.loss,
+            total_steps=total_steps,
+            finite=not math.isinf(seen.loss) and "not finite" not in seen.reason,
+            rule=seen.rule,
+            reason=seen.reason,
+            warming=seen.warming,
+            snapshot=self.snapshot,
+            **asdict(self._seen),
+        )
 
     def between(self, step: int, lr: float | None) -> float:
         """Return the factor for a step without a reading, whose rate may have moved since the last one.
@@ -187,7 +207,7 @@ class Steering:
             return self.decision.scale
         peak = max(last.base_lr, self._peak, lr)
         moved = replace(last, step=step, r=last.r * lr / last.lr, lr=lr, base_lr=peak, loss=math.nan, fresh=False)
-        decision, _ = checked(self.policy, self.policy.decide(moved, self.state))
+        decision, _ = _checked(self.policy, self.policy.decide(moved, self.state))
         if abs(math.log(decision.scale / self._told.scale)) > TOLD:
             self._tell(step, replace(decision, events=(), weights=""))
         return decision.scale
@@ -255,3 +275,23 @@ class Steering:
         self._reading = None if state["reading"] is None else Reading(**state["reading"])
         self.readings, self._wait, self._next = int(state["readings"]), int(state["wait"]), int(state["next"])
         self._last_rates = None if state["last_rates"] is None else tuple(state["last_rates"])
+
+
+def _checked(policy: Policy, answer: object) -> tuple[Decision, State]:
+    """Refuse what is no decision with a usable factor, before it reaches an optimizer."""
+    fits = (
+        isinstance(answer, tuple)
+        and len(answer) == 2
+        and isinstance(answer[0], Decision)
+        and isinstance(answer[1], dict)
+    )
+    if not fits:
+        raise TopoError(f"policy {policy.name!r} decided {answer!r}: it must return (Decision, its memory as a dict)")
+    decision, state = answer  # type: ignore[misc]
+    scale = decision.scale
+    number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not (number and 0 < scale < LARGEST):
+        raise TopoError(
+            f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
+        )
+    return replace(decision, scale=float(scale)), state
