@@ -109,13 +109,21 @@ def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
 
 
-def with_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Callable[[], Any]]
+def seen_within(
+    args: tuple[Any, ...], kwargs: dict[str, Any], look: Callable[[], None]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a step with its closure wrapped."""
-    if callable(kwargs.get("closure")):
-        return args, {**kwargs, "closure": wrap(kwargs["closure"])}
-    return (args[0], wrap(args[1]), *args[2:]), kwargs
+    """The arguments of a step whose closure's first call is followed by a look: by then its gradients are there."""
+    closure = kwargs["closure"] if callable(kwargs.get("closure")) else args[1]
+    done: list[bool] = []
+
+    def seen() -> Any:
+        result = closure()
+        if not done:
+            done.append(True)
+            look()
+        return result
+
+    return (args, {**kwargs, "closure": seen}) if "closure" in kwargs else ((args[0], seen, *args[2:]), kwargs)
 
 
 class Unpickled:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from topoopt.curvature import Tape
 from topoopt.curvature.closure import EVALUATING
 from topoopt.errors import MeasurementError
 from topoopt.measurement import SpectralReading
-from topoopt.optimizer.attach import Nesting, has_closure, with_closure
+from topoopt.optimizer.attach import Nesting, has_closure, seen_within
 from topoopt.optimizer.cadence import Due
 from topoopt.optimizer.faults import logger
 from topoopt.optimizer.instruments import Instruments, Step
@@ -88,22 +87,9 @@ class Stepper(Instruments):
             self.faults.counts["step_raised"] += 1
         self.cadence.start(self.steps)
         if has_closure(args, kwargs):
-            return with_closure(args, kwargs, self._seeing)
+            return seen_within(args, kwargs, self._guarded_before)
         self._guarded_before()
         return None
-
-    def _seeing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, after whose first call the step is looked at: by then its gradients are there."""
-        done: list[bool] = []
-
-        def seen() -> Any:
-            result = closure()
-            if not done:
-                done.append(True)
-                self._guarded_before()
-            return result
-
-        return seen
 
     def _guarded_before(self) -> None:
         began = time.perf_counter()
