@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from topoopt import critical
 from topoopt.measurement import Assessment, Measurement, Phase, SpectralReading
@@ -95,11 +94,3 @@ class History:
         if self.last is not None and self.last.step == measurement.step:
             self.last = measurement
         self.sinks.tell("late", measurement)
-
-    def resume(self, run_id: str, step: int) -> None:
-        """The run goes on from another one."""
-        self.about = replace(self.about, resumed=run_id, resumed_at=step)
-
-    def last_for(self, total_steps: int | None) -> None:
-        """The run's length has become known."""
-        self.about = replace(self.about, total_steps=total_steps)

@@ -117,7 +117,7 @@ class Instruments:
         low = self.rate.warming(rates)  # also while the rule warms up: the peak may be past when that is over
         return replace(seen, step=self.steps, lr=rates, warming=seen.warming or low)
 
-    def measure(self, *, stood: bool = False, wait: bool = False) -> Measurement:
+    def complete(self, *, stood: bool = False, wait: bool = False) -> Measurement:
         """Complete a measurement of the step under way (`stood`: of the weights as they are) and publish it."""
         began, step = time.perf_counter(), self.step
         reading = step.reading or self._unread()

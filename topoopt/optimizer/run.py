@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topoopt.measurement import Measurement
+from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.attach import Unpickled, acts_after
 from topoopt.optimizer.cadence import Due
 from topoopt.optimizer.faults import logger
@@ -17,6 +18,7 @@ from topoopt.optimizer.instruments import Step
 from topoopt.optimizer.sinks import Sink
 from topoopt.optimizer.state import State, taken_up
 from topoopt.optimizer.step import Stepper
+from topoopt.summary import Run as About
 from topoopt.summary import Summary
 
 
@@ -39,12 +41,10 @@ class Run(Stepper):
     proximity = shown("history.proximity", "r = eta / eta* of the latest reading; NaN before the first.")
     eta_star = shown("history.eta_star", "eta* for each parameter group at the latest reading; empty before the first.")
     verdict = shown("history.verdict", "What the readings so far say of the learning rate, in words.")
-    groups = shown("neurons.groups.all", "The neuron groups that are measured; empty until they have been found.")
     setup_seconds = shown(
         "neurons.setup_seconds", "Time that finding the neurons took: once, and not booked as measuring."
     )
     clouds = shown("neurons.clouds", "What is kept of the neurons.")
-    about = shown("history.about", "Which run it is.")
 
     @property
     def model(self) -> nn.Module:
@@ -59,6 +59,15 @@ class Run(Stepper):
             self.arm()
 
     @property
+    def about(self) -> About:
+        """Which run it is."""
+        return self.history.about
+
+    @about.setter
+    def about(self, value: About) -> None:
+        self.history.about = value
+
+    @property
     def total_steps(self) -> int | None:
         """Length of the run, when it is known."""
         return self.cadence.total_steps
@@ -66,13 +75,18 @@ class Run(Stepper):
     @total_steps.setter
     def total_steps(self, value: int | None) -> None:
         self.cadence.total_steps = value
-        self.history.last_for(value)
+        self.about = replace(self.about, total_steps=value)
+
+    @property
+    def groups(self) -> list[NeuronGroup]:
+        """The neuron groups that are measured; empty until they have been found."""
+        return list(self.neurons.groups.all)
 
     def add_sink(self, sink: Sink) -> Sink:
         """Add a receiver of measurements."""
         return self.history.sinks.add(sink, self.about)
 
-    def measure_now(self) -> Measurement:
+    def measure(self) -> Measurement:
         """Measure without a step; waits for homology. Errors are the caller's, who asked: they are raised."""
         self.cadence.start(self.steps)
         self.lr_scale = self.steering.decision.scale
@@ -84,7 +98,7 @@ class Run(Stepper):
                 seen = self.reader.read(None, self.loss, self.model, None)
                 self.step.reading = replace(seen, step=self.steps, lr=self.rate.now())
             self.neurons.before(self.model)
-            return self.measure(stood=True, wait=True)
+            return self.complete(stood=True, wait=True)
         finally:
             self.step = coming
 
@@ -159,7 +173,7 @@ class Run(Stepper):
             self.faults.counts["state_refused"] += 1
             return
         self.steps, self.rate.base, self.rate.full = found.step, found.base_lr, found.full_rate
-        self.history.resume(found.run, found.step)
+        self.about = replace(self.about, resumed=found.run, resumed_at=found.step)
         self.cadence.resumed(found.step)
         self.capture.stop()
         self.arm()

@@ -156,7 +156,7 @@ class Stepper(Instruments):
             return
         self.rate.begin()
         if step.compares and self.steering.looks(self.steps):
-            self.measure(stood=True, wait=True)  # it is shown the weights as they are, homology waited for
+            self.complete(stood=True, wait=True)  # it is shown the weights as they are, homology waited for
             self.measured, step.compares = True, False
         if step.reading is not None:
             self._decide(step.reading, rates)
@@ -208,7 +208,7 @@ class Stepper(Instruments):
                 step.reading = step.reading.at(self.lr_scale, math.nan if step.sample is None else step.sample.ratio())
                 self.history.read(step.reading)
             if step.compares:
-                self.measure()
+                self.complete()
                 self.measured = True
         except Exception as error:
             self.faults.note("measuring", error)

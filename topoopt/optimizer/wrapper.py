@@ -153,7 +153,7 @@ class TopoOptimizer(_Base, metaclass=Dressing):
         r is that of the step the optimizer would take next where `loss=` was given, else the last reading's; gain and step
         distortion are of no step: 0 and (1, 1).
         """
-        return run_of(self).measure_now()
+        return run_of(self).measure()
 
     def topo_state_dict(self) -> dict[str, Any]:
         """Return topoopt's own part of a checkpoint: numbers, strings, lists and dicts, the same for equal runs."""
