@@ -46,7 +46,7 @@ class FirstInputs:
             self._depth += 1
             if name == "" and self.wrapper is None and module is self._own:
                 self.wrapper = called_through(self._own)
-            if (self._depth == 1 and name not in self.of) or (name == "" and name not in self.of):
+            if name not in self.of and (name == "" or self._depth == 1):
                 self.of[name] = tree_map(_detach, (args, dict(kwargs)))
 
         def after(module: nn.Module, args: Any, result: Any) -> None:
