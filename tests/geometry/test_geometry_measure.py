@@ -65,6 +65,8 @@ def assert_is_what_each_finds(before, after, windows):
     matrix = distances(after)
     assert found.deaths == pytest.approx(spanning_tree(matrix, points=after).deaths.double().numpy(), rel=1e-4)
     assert found.deaths.dtype == np.float64
+    ends = after.double()[torch.from_numpy(found.edges)]
+    assert found.deaths == pytest.approx((ends[:, 0] - ends[:, 1]).norm(dim=1).numpy(), rel=1e-4)
     assert np.array_equal(found.h0, h0_diagram(found.deaths))
     assert found.merge_margin == found.deaths[0]
     assert found.diameter == pytest.approx(float(matrix.max()), rel=1e-4)

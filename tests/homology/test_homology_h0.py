@@ -16,7 +16,7 @@ from topoopt.errors import MeasurementError
 from topoopt.geometry import distances
 from topoopt.geometry.tree import minimum_spanning_tree
 from topoopt.homology import spanning_tree
-from topoopt.homology.merge_tree import merge_tree
+from topoopt.homology.merge_tree import last_merges, merge_tree
 
 
 def cloud(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -168,6 +168,20 @@ def test_the_merge_tree_is_single_linkage(n, seed, clusters):
     k = min(clusters, n)
     same, expected_same = ([a == b for a in c for b in c] for c in (cut_tree(m, k) for m in (merges, expected)))
     assert same == expected_same
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), seed=st.integers(0, 1000), most=st.integers(0, 45))
+def test_the_last_merges_are_the_end_of_the_tree(n, seed, most):
+    tree = spanning_tree(distances(cloud(n, 3, seed, torch.float64)))
+    sizes, merges = last_merges(tree.edges.numpy(), most)
+    assert len(merges) == min(most, n - 1) == len(sizes) - 1
+    whole = merge_tree(tree)
+    left = cut_tree(whole, len(sizes)).ravel() if n > 1 else np.zeros(1, int)
+    assert list(sizes) == [int((left == left[i]).sum()) for i in sorted(np.unique(left, return_index=True)[1])]
+    for a, b in merges:
+        sizes = (*sizes, sizes[a] + sizes[b])
+    assert list(sizes[len(sizes) - len(merges) :]) == whole[len(whole) - len(merges) :, 3].tolist()
 
 
 PEAK = """
