@@ -74,6 +74,44 @@ def test_every_mode_and_every_rule(mode: str, rule: str) -> None:
     assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
 
 
+OTHERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "Rprop"]
+"""The rest of torch's rules. SparseAdam takes none of these gradients; ASGD calls `as_tensor`, which this device has not."""
+
+
+@pytest.mark.parametrize("rule", OTHERS)
+def test_the_other_rules_of_torch(rule: str) -> None:
+    runs = []
+    for measured in (False, True):
+        model = network(3).to(DEVICE)
+        own = [p for p in model.parameters() if p.ndim == 2] if rule == "Muon" else list(model.parameters())
+        plain = getattr(torch.optim, rule)(own, lr=1e-2, **({"max_iter": 2} if rule == "LBFGS" else {}))
+        optimizer: Any = wrapped(model, plain, wait=True, homology=0) if measured else plain
+        known = 0
+        for x, y in batches(6, DEVICE):
+
+            def closure(x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            if rule == "LBFGS":
+                optimizer.step(closure)
+                continue
+            closure()
+            with waits() as seen:
+                optimizer.step()
+            if measured and len(optimizer.readings) == known and not optimizer.measured:
+                assert not seen, told(seen)
+            known = len(optimizer.readings) if measured else 0
+        if measured:
+            assert not optimizer.last.counts.get("faults"), optimizer.last.counts
+            assert optimizer.last.groups
+            assert all(reading.r > 0 or reading.reason for reading in optimizer.readings)
+        runs.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 @pytest.mark.parametrize("rule", OPTIMIZERS)
 def test_report_mode_is_bit_for_bit(rule: str) -> None:
     runs = []
