@@ -197,7 +197,7 @@ def group_peak(n: int, d: int) -> dict[str, Any]:
     (found,) = collect([measure(Cloud(x), Cloud(y), keep_distances=True)])
     seconds = time.perf_counter() - drawn
     return {"n": n, "d": d, "bytes": peak() - before, "seconds": seconds, "drawn": drawn - began,
-            "gain": getattr(found, "distortion").gain}  # fmt: skip
+            "gain": found.distortion.gain}  # fmt: skip
 
 
 def gpt2(**config: int) -> Any:
@@ -244,12 +244,20 @@ def model_step(config: dict[str, int], length: int, *, measured: bool, wanted: i
 
 def limits(*, tiny: bool, near: float) -> dict[str, Any]:
     """Fits of the peak bytes, what they say of 24 GiB, and one group near it."""
-    sizes = ((128, 32), (256, 32), (256, 128)) if tiny else ((2048, 64), (4096, 64), (8192, 64), (2048, 4096), (1024, 8192))
+    sizes = (
+        ((128, 32), (256, 32), (256, 128)) if tiny else ((2048, 64), (4096, 64), (8192, 64), (2048, 4096), (1024, 8192))
+    )
     rows = [child("group", n=n, d=d) for n, d in sizes]
     counts = np.array([[row["n"] ** 2, row["n"] * row["d"], 1] for row in rows], dtype=float)
     a, b, c = (float(x) for x in np.linalg.lstsq(counts, np.array([row["bytes"] for row in rows]), rcond=None)[0])
     largest = {f"d = {d}": _neurons(a, b, c, d, LIMIT) for d in (257, 2049, 12288)}
-    found: dict[str, Any] = {"rows": rows, "bytes a pair": a, "bytes an entry": b, "bytes at all": c, "largest n": largest}
+    found: dict[str, Any] = {
+        "rows": rows,
+        "bytes a pair": a,
+        "bytes an entry": b,
+        "bytes at all": c,
+        "largest n": largest,
+    }
     room = min(LIMIT, near * 2**30, 0.8 * available())
     n = 512 if tiny else int(_neurons(a, b, c, 64, room))
     real = child("group", n=n, d=64)
@@ -269,18 +277,21 @@ def available() -> float:
 
 
 MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-SMALLER = ({"n_embd": 512, "n_layer": 2, "n_head": 8, "vocab_size": 8192}, {"n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 8192})  # fmt: skip
-TOY = ({"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64}, {"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 64})  # fmt: skip
+SMALLER = tuple({"n_embd": 512, "n_layer": depth, "n_head": 8, "vocab_size": 8192} for depth in (2, 8))
+TOY = tuple({"n_embd": 32, "n_layer": depth, "n_head": 2, "vocab_size": 64} for depth in (1, 3, 4))
 
 
 def whole_step(*, tiny: bool, length: int) -> dict[str, Any]:
     """A measured step of a large model end to end; and how peak memory grows with the parameters, solved for 24 GiB."""
-    shapes = (*TOY, TOY[1] | {"n_layer": 4}) if tiny else (*SMALLER, MEDIUM)
+    shapes = TOY if tiny else (*SMALLER, MEDIUM)
     rows = []
     for config in shapes:
         bare = child("model", config=config, length=length, measured=False)
         ours = child("model", config=config, length=length, measured=True)
-        warm = {"bare": [s for s in bare["steps"] if s["kind"] == "bare"][1:], "plain": [s for s in ours["steps"] if s["kind"] == "plain"]}
+        warm = {
+            "bare": [s for s in bare["steps"] if s["kind"] == "bare"][1:],
+            "plain": [s for s in ours["steps"] if s["kind"] == "plain"],
+        }
         full = [s for s in ours["steps"] if s["read"]]
         row = {
             "config": config, "parameters": bare["parameters"], "length": length,
@@ -311,7 +322,9 @@ def child(job: str, *positional: Any, **arguments: Any) -> Any:
     """A job in a process of its own, on one thread: memory and caches are its own."""
     given = json.dumps([job, positional, arguments])
     command = [sys.executable, __file__, "--job", given]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -378,9 +391,25 @@ def told(results: dict[str, Any]) -> None:
         print(f"run: n = {near['n']}, d = 64: {near['bytes'] / 2**30:.2f} GiB, {near['predicted'] / 2**30:.2f} predicted, "
               f"{near['seconds']:.0f} s")  # fmt: skip
     for row in results.get("step", {}).get("rows", []):
-        print(f"\n{row['parameters'] / 1e6:.0f}M parameters: a bare step {row['bare seconds']:.2f} s, reading {row['reading seconds']:.2f} s, "
-              f"neurons {row['measurement seconds']:.2f} s, discovery {row['discovery seconds']:.2f} s; peak {row['bare peak'] / 2**30:.2f} GiB "
-              f"bare, {row['measured peak'] / 2**30:.2f} measured, {row['discovery peak'] / 2**30:.2f} at discovery")  # fmt: skip
+        parts = ("bare", "reading", "measurement", "discovery")
+        took = ", ".join(f"{part} {row[f'{part} seconds']:.2f} s" for part in parts)
+        peaks = ", ".join(f"{part} {row[f'{part} peak'] / 2**30:.2f} GiB" for part in ("bare", "measured", "discovery"))
+        print(f"\n{row['parameters'] / 1e6:.0f}M parameters, {row['groups']} groups: {took}; peak {peaks}")
+    for kind in ("bare peak", "measured peak"):
+        if "step" in results:
+            found = results["step"][kind]
+            slope, most = found["bytes a parameter"], found["largest parameters"]
+            print(f"{kind}: {slope:.1f} bytes a parameter; {most / 1e6:.0f}M parameters in 24 GiB")
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """Machine, versions and date of a result."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "topoopt", *packages)}
+    return {
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, one thread",
+        "versions": {"python": platform.python_version(), **versions},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def main() -> None:
@@ -400,11 +429,7 @@ def main() -> None:
     file = given.out / "scale.json"
     given.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    results |= {
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, one thread",
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in ("torch", "numpy", "topoopt")}},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    results |= about()
     for part in given.only.split(","):
         if part in SWEEPS:
             kept = [row for row in results.get("rows", []) if row["sweep"] != part]

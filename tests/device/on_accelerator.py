@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -78,38 +79,40 @@ OTHERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "LBFGS", "Muon",
 """The rest of torch's rules. SparseAdam takes none of these gradients; ASGD calls `as_tensor`, which this device has not."""
 
 
+def other(rule: str, *, measured: bool) -> tuple[nn.Module, Any]:
+    model = network(3).to(DEVICE)
+    own = [p for p in model.parameters() if p.ndim == 2] if rule == "Muon" else list(model.parameters())
+    plain = getattr(torch.optim, rule)(own, lr=1e-2, **({"max_iter": 2} if rule == "LBFGS" else {}))
+    return model, wrapped(model, plain, wait=True, homology=0) if measured else plain
+
+
+def closed(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
+
+
 @pytest.mark.parametrize("rule", OTHERS)
 def test_the_other_rules_of_torch(rule: str) -> None:
-    runs = []
-    for measured in (False, True):
-        model = network(3).to(DEVICE)
-        own = [p for p in model.parameters() if p.ndim == 2] if rule == "Muon" else list(model.parameters())
-        plain = getattr(torch.optim, rule)(own, lr=1e-2, **({"max_iter": 2} if rule == "LBFGS" else {}))
-        optimizer: Any = wrapped(model, plain, wait=True, homology=0) if measured else plain
-        known = 0
-        for x, y in batches(6, DEVICE):
-
-            def closure(x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(x), y)
-                loss.backward()
-                return loss
-
-            if rule == "LBFGS":
-                optimizer.step(closure)
-                continue
-            closure()
+    bare, plain = other(rule, measured=False)
+    model, optimizer = other(rule, measured=True)
+    found: dict[int, tuple[str, list[Wait]]] = {}
+    after = followed(optimizer, found)
+    for x, y in batches(6, DEVICE):
+        for one, its in ((bare, plain), (model, optimizer)):
+            closure = functools.partial(closed, one, its, x, y)
+            if rule != "LBFGS":
+                closure()
             with waits() as seen:
-                optimizer.step()
-            if measured and len(optimizer.readings) == known and not optimizer.measured:
-                assert not seen, told(seen)
-            known = len(optimizer.readings) if measured else 0
-        if measured:
-            assert not optimizer.last.counts.get("faults"), optimizer.last.counts
-            assert optimizer.last.groups
-            assert all(reading.r > 0 or reading.reason for reading in optimizer.readings)
-        runs.append(weights(model))
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+                its.step(closure) if rule == "LBFGS" else its.step()
+        after(seen)
+    assert not optimizer.last.counts.get("faults"), optimizer.last.counts
+    assert optimizer.last.groups
+    assert all(reading.r > 0 or reading.reason for reading in optimizer.readings)
+    ordinary = [seen for what, seen in found.values() if what == "nothing" and rule != "LBFGS"]  # its own loop reads
+    assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
+    assert all(torch.equal(a, b) for a, b in zip(weights(bare), weights(model), strict=True))
 
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
