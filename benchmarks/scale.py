@@ -5,7 +5,7 @@ exponent is that of a least-squares line through the logarithms, with its standa
 operations says. `limits` fits the peak bytes of a measured group (a n^2 + b n d + c) and of a measured model (a P + c, P
 parameters) at sizes that take seconds, solves for 24 GiB, and then runs one group as near to that as the machine has memory
 free. `step` trains GPT-2 medium (355 million parameters, random weights) with topoopt's defaults and `every=1`, bare and
-measured. Everything is written to benchmarks/results/scale.json and drawn in scale.png.
+measured; without readings where memory would not do. Everything is written to benchmarks/results/scale.json and drawn in scale.png.
 
     python benchmarks/scale.py [--only neurons,width,depth,ranks,limits,step] [--tiny] [--out benchmarks/results]
 """
@@ -206,12 +206,14 @@ def gpt2(**config: int) -> Any:
     return GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0))
 
 
-def model_step(config: dict[str, int], length: int, *, measured: bool, wanted: int = 1) -> dict[str, Any]:
+def model_step(
+    config: dict[str, int], length: int, *, measured: bool, estimator: Any = "auto", wanted: int = 1
+) -> dict[str, Any]:
     """Seconds and peak bytes of the kinds of steps of a GPT-2 on one sequence; the defaults, but for `every` and the budget."""
     torch.manual_seed(0)
     model = gpt2(**config)
     plain = torch.optim.AdamW(model.parameters(), 1e-4)
-    optimizer: Any = TopoOptimizer(plain, model, every=1, budget=None) if measured else plain
+    optimizer: Any = TopoOptimizer(plain, model, every=1, budget=None, estimator=estimator) if measured else plain
     ids = torch.randint(0, model.config.vocab_size, (1, length))
     seen: list[dict[str, Any]] = []
     for _ in range(40 if measured else 1 + wanted):
@@ -227,7 +229,7 @@ def model_step(config: dict[str, int], length: int, *, measured: bool, wanted: i
         row |= {"read": read, "setup": optimizer.setup_seconds if measured else 0.0}
         seen.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-        if sum(row["read"] for row in seen) > wanted:
+        if sum(row["read"] if estimator == "auto" else row["kind"] == "measured" for row in seen) > wanted:
             break
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "steps": seen}
     if measured:
@@ -245,7 +247,7 @@ def model_step(config: dict[str, int], length: int, *, measured: bool, wanted: i
 def limits(*, tiny: bool, near: float) -> dict[str, Any]:
     """Fits of the peak bytes, what they say of 24 GiB, and one group near it."""
     sizes = (
-        ((128, 32), (256, 32), (256, 128)) if tiny else ((2048, 64), (4096, 64), (8192, 64), (2048, 4096), (1024, 8192))
+        ((128, 32), (256, 32), (256, 128)) if tiny else ((1024, 64), (2048, 64), (4096, 64), (1024, 4096), (512, 8192))
     )
     rows = [child("group", n=n, d=d) for n, d in sizes]
     counts = np.array([[row["n"] ** 2, row["n"] * row["d"], 1] for row in rows], dtype=float)
@@ -276,46 +278,66 @@ def available() -> float:
     return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
 
 
-MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-SMALLER = tuple({"n_embd": 512, "n_layer": depth, "n_head": 8, "vocab_size": 8192} for depth in (2, 8))
+MODELS = (
+    {"n_embd": 512, "n_layer": 2, "n_head": 8, "vocab_size": 8192},
+    {"n_embd": 512, "n_layer": 8, "n_head": 8, "vocab_size": 8192},
+    {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+)
+"""The last is GPT-2 medium, 355 million parameters."""
 TOY = tuple({"n_embd": 32, "n_layer": depth, "n_head": 2, "vocab_size": 64} for depth in (1, 3, 4))
 
 
+def model_row(config: dict[str, Any], length: int, estimator: str) -> dict[str, Any]:
+    """A model bare and measured, each in a process of its own."""
+    bare = child("model", config=config, length=length, measured=False)
+    ours = child("model", config=config, length=length, measured=True, estimator=estimator)
+    full = [s for s in ours["steps"] if s["kind"] == "measured"][-1]
+    row = {
+        "config": config, "parameters": bare["parameters"], "length": length, "estimator": estimator,
+        "bare seconds": median(s["seconds"] for s in bare["steps"][1:]), "bare peak": max(s["peak"] for s in bare["steps"]),
+        "first step seconds": ours["steps"][0]["seconds"], "discovery seconds": ours["setup_seconds"],
+        "measured step seconds": full["seconds"], "reading seconds": ours["reading_seconds"],
+        "measurement seconds": ours["measurement_seconds"] - ours["reading_seconds"],
+        "first peak": ours["steps"][0]["peak"], "measured peak": full["peak"],
+        **{key: ours[key] for key in ("products", "groups", "neurons", "points", "r")},
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def whole_step(*, tiny: bool, length: int) -> dict[str, Any]:
-    """A measured step of a large model end to end; and how peak memory grows with the parameters, solved for 24 GiB."""
-    shapes = TOY if tiny else (*SMALLER, MEDIUM)
-    rows = []
-    for config in shapes:
-        bare = child("model", config=config, length=length, measured=False)
-        ours = child("model", config=config, length=length, measured=True)
-        warm = {
-            "bare": [s for s in bare["steps"] if s["kind"] == "bare"][1:],
-            "plain": [s for s in ours["steps"] if s["kind"] == "plain"],
-        }
-        full = [s for s in ours["steps"] if s["read"]]
-        row = {
-            "config": config, "parameters": bare["parameters"], "length": length,
-            "bare seconds": median(s["seconds"] for s in warm["bare"]), "bare peak": max(s["peak"] for s in bare["steps"]),
-            "first step seconds": ours["steps"][0]["seconds"], "discovery seconds": ours["setup_seconds"],
-            "measured step seconds": full[-1]["seconds"], "reading seconds": ours["reading_seconds"],
-            "measurement seconds": ours["measurement_seconds"] - ours["reading_seconds"],
-            "products": ours["products"], "groups": ours["groups"], "neurons": ours["neurons"], "r": ours["r"],
-            "discovery peak": ours["steps"][0]["peak"], "measured peak": max(s["peak"] for s in full),
-            "points": ours["points"], "skipped": ours["skipped"],
-        }  # fmt: skip
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    found: dict[str, Any] = {"rows": rows}
-    for kind in ("bare peak", "measured peak"):
-        x, y = (np.array([row[key] for row in rows], dtype=float) for key in ("parameters", kind))
-        slope, base = (float(v) for v in np.polyfit(x, y, 1))
-        found[kind] = {"bytes a parameter": slope, "bytes at all": base, "largest parameters": (LIMIT - base) / slope}
-    return found
+    """Measured steps of growing models end to end; how peak memory grows with the parameters, solved for 24 GiB.
+
+    A model whose peak, as the smaller ones predict it, is more than there is memory is not run with readings but without
+    (`estimator="pairwise"`), and the prediction is in its row.
+    """
+    *small, large = TOY if tiny else MODELS
+    rows = [model_row(config, length, "auto") for config in small]
+    fits = {kind: _line(rows, kind) for kind in ("bare peak", "measured peak", "first peak")}
+    parameters = child("count", large)
+    most = max(fits[kind]["bytes a parameter"] * parameters + fits[kind]["bytes at all"] for kind in fits)
+    room = available()
+    estimators = ["auto", "pairwise"] if most < room else ["pairwise"]
+    rows += [model_row(large, length, estimator) for estimator in estimators]
+    rows[-1] |= {"predicted peak of a reading": most, "room": room}
+    return {"rows": rows, **{kind: _line([r for r in rows if r["estimator"] == "auto"], kind) for kind in fits}}
+
+
+def _line(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, float]:
+    """Bytes a parameter and at all, by least squares, and the parameters that fill 24 GiB."""
+    slope, base = (float(v) for v in np.polyfit([r["parameters"] for r in rows], [r[kind] for r in rows], 1))
+    return {"bytes a parameter": slope, "bytes at all": base, "largest parameters": (LIMIT - base) / slope}
+
+
+def count(config: dict[str, Any]) -> int:
+    """Parameters, without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in gpt2(**config).parameters())
 
 
 # -- the whole ----------------------------------------------------------------------------------------------------------
 
-JOBS: dict[str, Callable[..., Any]] = {"sweep": sweep, "group": group_peak, "model": model_step}
+JOBS: dict[str, Callable[..., Any]] = {"sweep": sweep, "group": group_peak, "model": model_step, "count": count}
 
 
 def child(job: str, *positional: Any, **arguments: Any) -> Any:
@@ -391,11 +413,14 @@ def told(results: dict[str, Any]) -> None:
         print(f"run: n = {near['n']}, d = 64: {near['bytes'] / 2**30:.2f} GiB, {near['predicted'] / 2**30:.2f} predicted, "
               f"{near['seconds']:.0f} s")  # fmt: skip
     for row in results.get("step", {}).get("rows", []):
-        parts = ("bare", "reading", "measurement", "discovery")
+        parts = ("bare", "reading", "measurement", "discovery", "first step")
         took = ", ".join(f"{part} {row[f'{part} seconds']:.2f} s" for part in parts)
-        peaks = ", ".join(f"{part} {row[f'{part} peak'] / 2**30:.2f} GiB" for part in ("bare", "measured", "discovery"))
-        print(f"\n{row['parameters'] / 1e6:.0f}M parameters, {row['groups']} groups: {took}; peak {peaks}")
-    for kind in ("bare peak", "measured peak"):
+        peaks = ", ".join(f"{part} {row[f'{part} peak'] / 2**30:.2f} GiB" for part in ("bare", "first", "measured"))
+        print(f"\n{row['parameters'] / 1e6:.0f}M, {row['estimator']}, {row['groups']} groups: {took}; peak {peaks}")
+        if "room" in row:
+            predicted, room = row["predicted peak of a reading"] / 2**30, row["room"] / 2**30
+            print(f"a reading would take {predicted:.1f} GiB of the {room:.1f} that are free")
+    for kind in ("bare peak", "first peak", "measured peak"):
         if "step" in results:
             found = results["step"][kind]
             slope, most = found["bytes a parameter"], found["largest parameters"]
