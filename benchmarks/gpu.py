@@ -90,7 +90,8 @@ def seconds(function: Callable[[], object], device: torch.device, repeats: int =
 
 def gpt2(config: dict[str, Any], device: torch.device, options: argparse.Namespace) -> Task:
     """A language model, and its loss on fresh random tokens."""
-    model: Any = GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0)).to(device)
+    model: Any = GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0))
+    model.to(device)
     length = min(options.length, model.config.n_positions)
     shape = options.batch, length
 
@@ -103,7 +104,8 @@ def gpt2(config: dict[str, Any], device: torch.device, options: argparse.Namespa
 
 def resnet(config: dict[str, Any], device: torch.device, options: argparse.Namespace) -> Task:
     """A classifier of images, and its loss on fresh random ones. The configuration's defaults are ResNet-50's."""
-    model: Any = ResNetForImageClassification(ResNetConfig(**config)).to(device)
+    model: Any = ResNetForImageClassification(ResNetConfig(**config))
+    model.to(device)
     pixels = TINY_PIXELS if options.tiny else PIXELS
 
     def loss() -> Tensor:

@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 from scale import RESULTS, about, bytes_sent
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -189,8 +190,9 @@ class Counted(LlamaForCausalLM):
 
 
 def made(config: dict[str, int], device: str) -> Any:
+    options: dict[str, Any] = {**config, "attn_implementation": "eager"}
     with torch.device(device):
-        return Counted(LlamaConfig(**config, attn_implementation="eager"))
+        return Counted(LlamaConfig(**options))
 
 
 def settled_bytes() -> int:
@@ -267,7 +269,7 @@ def _rank(rank: int, world: int, folder: str, tiny: bool) -> None:
 def validated(*, tiny: bool) -> dict[str, Any]:
     """A real run over two gloo ranks, and what the arithmetic says of it."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (2, folder, tiny), nprocs=2)
+        spawn(_rank, (2, folder, tiny), nprocs=2)
         found = json.loads((Path(folder) / "out.json").read_text(encoding="utf-8"))
     a = account(made(SMALL if tiny else REAL, "meta"), 16)
     gather, scatter = found["factors"]["gather"], found["factors"]["scatter"]

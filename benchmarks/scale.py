@@ -35,9 +35,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 
 from topoopt import TopoOptimizer
+from topoopt.errors import MeasurementError
 from topoopt.geometry import Cloud, collect, measure
 
 RESULTS = Path(__file__).parent / "results"
@@ -168,7 +170,7 @@ def at_ranks(ranks: int, shape: dict[str, int]) -> dict[str, float]:
     """The first rank's figures of a data-parallel run over gloo."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        torch.multiprocessing.spawn(_rank, (ranks, shape, folder, str(out)), nprocs=ranks)
+        spawn(_rank, (ranks, shape, folder, str(out)), nprocs=ranks)
         return json.loads(out.read_text(encoding="utf-8"))
 
 
@@ -196,11 +198,13 @@ def group_peak(n: int, d: int) -> dict[str, Any]:
     drawn = time.perf_counter()
     (found,) = collect([measure(Cloud(x), Cloud(y), keep_distances=True)])
     seconds = time.perf_counter() - drawn
+    if isinstance(found, MeasurementError):
+        raise found
     return {"n": n, "d": d, "bytes": peak() - before, "seconds": seconds, "drawn": drawn - began,
             "gain": found.distortion.gain}  # fmt: skip
 
 
-def gpt2(**config: int) -> Any:
+def gpt2(**config: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0))
