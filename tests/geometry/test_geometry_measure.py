@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from device_runs import accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -243,7 +244,8 @@ def test_effective_rank_of_known_clouds():
 
 @pytest.mark.gpu
 def test_on_the_gpu():
+    device = accelerator()
     x, y = twins(500, 64, 0, 1e-4), twins(500, 64, 0, 1e-4) + 1e-3 * cloud(500, 64, seed=1)
-    on_gpu, on_cpu = collect([measure(x.cuda(), y.cuda(), windows={"first": StoredCloud.of(x)}), measure(x, y)])
+    on_gpu, on_cpu = collect([measure(x.to(device), y.to(device), windows={"first": StoredCloud.of(x)}), measure(x, y)])
     assert on_gpu.distortion.gain == pytest.approx(on_cpu.distortion.gain, rel=1e-4)
     assert on_gpu.deaths == pytest.approx(on_cpu.deaths, rel=1e-4)

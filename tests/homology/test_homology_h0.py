@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ripser
 import torch
+from device_runs import accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cut_tree, is_valid_linkage, linkage
@@ -209,6 +210,7 @@ def test_working_set():
 @pytest.mark.gpu
 def test_on_the_gpu():
     matrix = distances(cloud(900, 20))
-    tree = spanning_tree(matrix.cuda())
-    assert tree.edges.is_cuda
+    device = accelerator()
+    tree = spanning_tree(matrix.to(device))
+    assert tree.edges.device == device
     assert torch.equal(tree.deaths.cpu(), spanning_tree(matrix).deaths)
