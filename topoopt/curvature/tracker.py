@@ -154,6 +154,11 @@ class SpectralTracker:
         """Whether there is an earlier estimate to start from."""
         return self._memory is not None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held between readings."""
+        return 0 if self._memory is None else self._memory.nbytes
+
     def forget(self) -> None:
         """Drop what is remembered: the weights are others now, or measuring has ended."""
         self._memory, self._engine, self._rounding, self._drowning, self._dropped = None, self._asked, None, None, 0
