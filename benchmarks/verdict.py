@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _verdict_tasks import FIT, HELD_OUT, RULES, Task, batches
+from _verdict_held_out import HELD_OUT
+from _verdict_tasks import FIT, RULES, Task, batches
 from torch import Tensor, nn
 
 from topoopt.curvature import SpectralTracker, recognise
@@ -44,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "verdict_runs.json"
 EVERY, UNTIL, PRODUCTS = 5, 100, 2
 WARMING = 10
 """Steps of a preconditioned rule that are read as warming up."""
-COLUMNS, MEDIANS = ("r", "loss", "silent"), ("grad_norm", "update_ratio")
+COLUMNS, MEDIANS = ("r", "loss", "silent", "grad_norm", "weight_norm"), ("update_ratio",)
 """What is written down of every reading, and what as the median of those from step 10 on."""
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -146,7 +147,7 @@ def rounded(value: float, digits: int) -> float | None:
 
 def run(path: Path, only: str = "") -> None:
     """Train every task at every rate and write the readings down."""
-    known = json.loads(path.read_text()) if path.exists() else {"fit": {}, "held out": {}}
+    known = {"fit": {}, "held out": {}} | (json.loads(path.read_text()) if path.exists() else {})
     began = time.perf_counter()
     for part, tasks in (("fit", FIT), ("held out", HELD_OUT)):
         for task in tasks:
@@ -215,12 +216,12 @@ def readings_of(run: dict[str, Any], task: dict[str, Any]) -> list[SpectralReadi
     count = UNTIL // EVERY + 1
     columns = [v if isinstance(v, list) else [v] * count for v in (run["columns"][name] for name in COLUMNS)]
     for i, values in enumerate(zip(*columns)):
-        r, loss, silent = (math.nan if value is None else value for value in values)
+        r, loss, silent, gradient, weights = (math.nan if value is None else value for value in values)
         warming = "its averages are young" if "ad" in run["rule"] and i * EVERY < WARMING else ""
         readings.append(
             SpectralReading(
                 step=i * EVERY, r=r, edge=run["edge"], lr=(run["lr"],), rule=run["rule"], loss=loss, silent=silent,
-                baseline=run["baseline"], grad_norm=run["grad_norm"] or math.nan,
+                baseline=run["baseline"], grad_norm=gradient, weight_norm=weights,
                 update_ratio=run["update_ratio"] or math.nan, normalized=run["normalized"], probe=task["batch"],
                 warming=warming, reason="" if math.isfinite(r) else "the loss or its curvature is not finite",
             )

@@ -164,6 +164,8 @@ class SpectralReading:
     """Norm of the gradient that the optimizer found."""
     update_ratio: float = math.nan
     """|D| / |x| of the step: the displacement's norm over the weights' norm."""
+    weight_norm: float = math.nan
+    """|x| before the step: the weights' norm, from 512 entries of each tensor."""
     clipped: float = 1.0
     """Length of the gradient that the optimizer found over the length that backward made; 1 where nothing stood between."""
     silent: float = math.nan

@@ -51,8 +51,19 @@ class Evidence:
             shadow.watch = None
 
     @contextmanager
+    def looking_on(self, model: nn.Module) -> Iterator[None]:
+        """Look at the activations of the model itself while a given loss is evaluated; not of a compiled one, which hooks
+        would have compiled anew."""
+        self._silent, self._units, self._seen = [], 0, None
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+            yield
+            return
+        with self._watch(model):
+            yield
+
+    @contextmanager
     def _watch(self, module: nn.Module) -> Iterator[None]:
-        """Hooks on the copy's activations, for one call."""
+        """Hooks on the activations, for one call."""
         if self._silent:
             yield
             return
@@ -111,13 +122,31 @@ class Evidence:
             grad_norm=seen["gradient"],
             clipped=share if factor is None or 0.5 < factor < 2 else 1.0,
             silent=seen["silent"] / self._units if self._units else math.nan,
-            normalized=shadow.module is not None and any(_is_norm(m) for m in shadow.module.modules()),
+            normalized=_holds_norms(shadow.module),
         )
 
-    def of_loss(self, reading: SpectralReading, found: Sequence[Tensor | None], passage: Passage) -> SpectralReading:
-        """What a given loss shows: the gradient's length alone."""
+    def of_loss(
+        self, reading: SpectralReading, found: Sequence[Tensor | None], passage: Passage, model: nn.Module
+    ) -> SpectralReading:
+        """What a given loss shows: the gradient's length, and the units where `looking_on` saw them; its labels are not seen."""
         gradient = [g for g in found if g is not None]
-        return replace(reading, grad_norm=float(_norm(gradient)) if gradient else math.nan, clipped=passage.share)
+        numbers = {"gradient": _norm(gradient)} if gradient else {}
+        if self._silent:
+            numbers["silent"] = torch.stack([s.float() for s in self._silent]).sum()
+        seen = dict(zip(numbers, brought_over(list(numbers.values()))))
+        silent = seen["silent"] / self._units if self._silent else math.nan
+        self._silent = []
+        return replace(
+            reading,
+            grad_norm=seen.get("gradient", math.nan),
+            clipped=passage.share,
+            silent=silent,
+            normalized=_holds_norms(model),
+        )
+
+
+def _holds_norms(model: nn.Module | None) -> bool:
+    return model is not None and any(_is_norm(m) for m in model.modules())
 
 
 def _is_activation(module: nn.Module) -> bool:

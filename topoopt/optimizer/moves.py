@@ -22,10 +22,10 @@ class Sample:
         self._before = [_entries(w).clone() for w in own]
 
     @torch.no_grad()
-    def ratio(self) -> float:
-        """|D| / |x| of the step taken since, each tensor weighed by its size; one host read."""
+    def lengths(self) -> dict[str, float]:
+        """|D| / |x| of the step taken since, and |x| before it, each tensor weighed by its size; one host read."""
         if not self._weights:
-            return math.nan
+            return {}
         device = self._before[0].device
         moved, length = [], []
         for weight, before in zip(self._weights, self._before):
@@ -33,7 +33,7 @@ class Sample:
             moved.append(((_entries(weight) - before).abs().float().square().sum() * share).to(device))
             length.append((before.abs().float().square().sum() * share).to(device))
         total, whole = torch.stack([torch.stack(moved).sum(), torch.stack(length).sum()]).tolist()
-        return math.sqrt(total / whole) if whole > 0 else math.nan
+        return {"update_ratio": math.sqrt(total / whole) if whole > 0 else math.nan, "weight_norm": math.sqrt(whole)}
 
 
 def _entries(weight: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ class Run:
     @property
     def verdict(self) -> Verdict:
         """What the readings so far say."""
-        return judge(self.readings, total_steps=self.total_steps)
+        return judge(self.readings, total_steps=self.total_steps, groups=self.last.groups if self.last else None)
 
     # -- attaching ---------------------------------------------------------------------------------------------------
 
@@ -441,7 +441,7 @@ class Run:
         """The reading as the step was taken: the factor and the length of the step are known now."""
         assert self._reading is not None
         scale = self.lr_scale
-        moved = {} if self._sample is None else {"update_ratio": self._sample.ratio()}
+        moved = {} if self._sample is None else self._sample.lengths()
         scaled = {key: getattr(self._reading, key) * scale for key in ("r", "low", "high", "field")}
         group = self._reading.group
         group = None if group is None else (group[0], group[1] * scale)
@@ -458,9 +458,7 @@ class Run:
             reading,
             r_pair=r_pair,
             estimator=self.config.estimator,
-            stalled=stalled(
-                [*self._readings[-50:], reading] if reading not in self._readings[-1:] else self._readings[-50:]
-            ),
+            stalled=stalled(self._readings if reading in self._readings[-1:] else [*self._readings, reading]),
             previous=self.phase,
         )
 

@@ -6,7 +6,6 @@ loss, the units) is of all readings, the last of them above all.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -118,14 +117,29 @@ class Evidence:
         return _ends([reading.loss for reading in self.window])
 
     @property
-    def scatter(self) -> float:
-        """How far log loss jumps from reading to reading: median distance from the median jump; NaN where few are known."""
-        losses = [reading.loss for reading in self.window if 0 < reading.loss < math.inf]
-        jumps = [math.log(after) - math.log(before) for before, after in itertools.pairwise(losses)]
-        if len(jumps) < 4:
-            return math.nan
-        usual = median(jumps)
-        return median(abs(jump - usual) for jump in jumps)
+    def left(self) -> float:
+        """Share of its loss that the run kept over the window; NaN where that is not known, or a likelihood."""
+        first, last = self.thirds()
+        return last / first if first > 0 and last > 0 else math.nan
+
+    @property
+    def gradient_trend(self) -> float:
+        """Length of the gradient, as it was before any clipping, in the last third of the window over that in the first."""
+        first, last = _ends([reading.grad_norm / (reading.clipped or math.nan) for reading in self.window])
+        return last / first if first > 0 else math.nan
+
+    @property
+    def growth(self) -> float:
+        """Factor by which the weights' length grew over the run's first `FITTED_STEPS` steps; NaN where it is not known."""
+        begin = self.readings[0].step
+        lengths = [reading.weight_norm for reading in self.readings if reading.step <= begin + FITTED_STEPS]
+        known = [length for length in lengths if length > 0]
+        return known[-1] / known[0] if len(known) > 1 else math.nan
+
+    @property
+    def spike(self) -> float:
+        """Largest loss after the first over the first; NaN where few are known, or where the loss is a likelihood."""
+        return self.peak / self.start if self.start > 0 else math.nan
 
     @property
     def late_loss(self) -> float:

@@ -75,15 +75,11 @@ def _state(evidence: Evidence) -> tuple[str, str]:
         return _without_edge(evidence), ""
     if rule.at_edge(evidence):
         return "at the edge", ""
-    if evidence.level > rule.high(evidence):
+    if evidence.level > rule.HIGH or rule.strained(evidence):
         return "too high", ""
-    if rule.waiting(evidence):
-        return "not enough readings", "plateau"
     return ("too low" if evidence.level < rule.low(evidence) and not rule.solved(evidence) else "right"), ""
 
 
 def _without_edge(evidence: Evidence) -> str:
-    """An unknown rule's share at once lies between 0.05 (beta = 0.95) and 1, so r in its units between r and 4.5 r."""
-    if evidence.r > rule.high(evidence):
-        return "too high"
-    return "too low" if evidence.r < rule.low(evidence) * math.sqrt(0.05) else "lower bound only"
+    """An unknown rule's share at once lies between 0 and 1, so r in its units is no less than r: that bounds from below only."""
+    return "too high" if evidence.r > rule.HIGH or rule.strained(evidence) else "lower bound only"

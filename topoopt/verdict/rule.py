@@ -1,6 +1,6 @@
 """The rule: a short list of thresholds, each fitted on the runs of the first set of `benchmarks/verdict.py`.
 
-Those are 1,085 runs of 155 small tasks (multilayer, residual, convolutional, attention, recurrent; with and without
+Those are 1,204 runs of 172 small tasks (multilayer, residual, convolutional, attention, recurrent; with and without
 normalisation; images, tables, text, regression, noise; batches of 16 to 512; gradient descent, momentum of 0.5 to 0.95,
 Adam's family with beta1 of 0 to 0.95) at seven rates each, read over their first 100 steps and judged by the final loss of
 the grid. Thresholds on r are in units of sqrt(1 - beta): in these the best rates of all update rules read alike, where in
@@ -18,26 +18,26 @@ from topoopt.verdict.numbers import number
 
 ENOUGH = 5
 """Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
-HIGH = 6.2
-"""Median r / sqrt(1 - beta) above which a rate is too high: from 4.5 to here 10 fitted runs were right and 2 too high, above
-it 5 and 7, the right ones on text, whose loss has a high floor. Flat from 6 to 7."""
-SPIKED, HIGH_SPIKED = 1.5, 2.4
-"""The same for a run whose loss was up to 1.5 times its start on the way: 10 of 16 fitted ones above were too high, 3 right.
-Flat from 2 to 2.5."""
-LOW, LOW_DESCENT, STEEPNESS = 2.4, 0.084, 1.25
-"""Median r / sqrt(1 - beta) under which a rate is too low: LOW_DESCENT sqrt(batch / 64 / scatter) / left^STEEPNESS, or LOW,
-whichever is less.
-
-`left` is the share of its loss that a run keeps over the readings (last third against first), `scatter` how much the
-logarithm of the loss jumps from batch to batch. A loss that falls far and smoothly has room for a larger rate; one that
-scatters around a floor of noise has none, and its best rates read up to ten times lower. Flat from 0.08 to 0.09.
+HIGH = 8.0
+"""Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15: of the fitted runs in between most were right."""
+STRAIN, NORMALIZED = 5.0, 1.5
+"""A rate is too high where (growth of the weights' length over the first 100 steps) sqrt(largest loss / first loss), times
+NORMALIZED for a model with normalisation layers, is over STRAIN. A step that is too long throws the weights outwards, where
+saturated or scale-free layers hide it from r. Flat from 4.5 to 7 and from 1.3 to 1.9.
 """
-SMALLEST_LEFT, SMALLEST_SCATTER, TYPICAL_SCATTER, TYPICAL_BATCH = 0.02, 1e-3, 0.07, 64
-"""Bounds of `left` and `scatter`, and what stands in where fewer than five losses, or no batch size, are known: the medians
-of the fitted runs."""
-NORMALIZED = 0.6
-"""Factor on the lower threshold for models with normalisation layers: only the direction of the weights counts there, and
-the best rates read lower (42 tasks: 1.8 against 2.2). Flat from 0.5 to 0.8."""
+LOW, LOW_LEFT, LOW_BATCH, LOW_GRADIENT = 0.4, 0.8, 0.6, 0.7
+"""Median r / sqrt(1 - beta) under which a rate is too low:
+LOW left^-LOW_LEFT (batch / 64)^LOW_BATCH (trend of the gradient)^LOW_GRADIENT.
+
+`left` is the share of its loss that a run keeps over the window (last third against first), the trend that of the gradient's
+length. A loss that falls far has room for a larger rate; in small batches noise takes it away; a gradient that has begun to
+shrink says that the run is on its way to the end, one that still grows that it is only leaving its start. The powers are those
+of a logistic regression, and stay within a fifth whichever of the seven families of data is left out. LOW is flat from 0.35
+to 0.45; smaller ones call more runs right that end far off.
+"""
+SMALLEST_LEFT, TRENDS, TYPICAL_BATCH = 0.02, (0.15, 7.0), 64
+"""Bounds of `left` and of the gradient's trend; the batch that is assumed where its size is not known. Both count as 1 where
+they are not known."""
 SOLVED = 0.002
 """A loss this far below its start has taken its curvature with it, so that r tells nothing against the rate: all six fitted
 runs that were this far after 100 steps passed as right, at r of down to a hundredth of what is right elsewhere."""
@@ -54,11 +54,9 @@ ABOVE = 1.3
 AT_EDGE = (0.9, 1.2)
 """Quartiles of r/e of a run that sits at the edge of stability: full-batch ones hover at 1.0 to 1.1; of the fitted runs, all
 in batches, one does."""
-PLATEAU, STRIDE = 0.97, 0.0025
-"""A loss within 0.97 of the constant prediction's that kept 0.97 of itself, while each step moved the weights by over 0.0025
-of their length, sits on a plateau: of ten such fitted runs four were right, two too high, one too low, three in between, so a
-verdict waits. With smaller steps 105 of 109 fitted runs at that loss were too low.
-"""
+PLATEAU = 0.97
+"""A loss within 0.97 of the constant prediction's that kept 0.97 of itself sits on a plateau: then a raised rate is raised
+by no more than LEAST."""
 TARGET, POWER = 2.1, 2.0
 """Rates to try where one is too low: lr (TARGET / level)^POWER, as the best rates of the fitted runs lie. TARGET is the best
 rates' median; curvature gives way as the rate rises, so that r is not proportional to it.
@@ -71,6 +69,8 @@ ALL_SILENT = 0.9
 """Share of silent units from which nothing is left to move, however many were silent at the start."""
 VANISHED = 1e-3
 """A gradient this small against its own past, at a loss that has not fallen, has vanished."""
+RECENT, EARLIER = 50, 25
+"""Readings that tell whether a run has stalled: so many of the latest, and at most so many of those before."""
 STILL = 1e-7
 """An update below float32's resolution of the weights moves nothing."""
 
@@ -124,38 +124,34 @@ def dying(evidence: Evidence) -> str:
     return f"the share of silent units rose from {before:.0%} to {after:.0%}"
 
 
-def waiting(evidence: Evidence) -> bool:
-    """Whether the run sits on a plateau that its rate does not explain."""
+def on_plateau(evidence: Evidence) -> bool:
+    """Whether the loss has not left that of a constant prediction."""
     first, last = evidence.thirds()
-    at_constant = last > PLATEAU * evidence.baseline > 0
-    return at_constant and last > PLATEAU * first and evidence.update_ratio > STRIDE
+    return last > PLATEAU * evidence.baseline > 0 and last > PLATEAU * first
 
 
 def low(evidence: Evidence) -> float:
     """Lower threshold on `Evidence.level`."""
-    first, last = evidence.thirds()
-    usual = NORMALIZED if evidence.last.normalized else 1.0
-    if not (first > 0 and last > 0):  # unknown, or a likelihood, whose zero means nothing
-        return usual * LOW
-    left = max(last / first, SMALLEST_LEFT)
-    scatter = TYPICAL_SCATTER if math.isnan(evidence.scatter) else max(evidence.scatter, SMALLEST_SCATTER)
+    left = max(_known(evidence.left), SMALLEST_LEFT)
+    trend = min(max(_known(evidence.gradient_trend), TRENDS[0]), TRENDS[1])
     batch = (evidence.last.probe or TYPICAL_BATCH) / TYPICAL_BATCH
-    return usual * min(LOW_DESCENT * math.sqrt(batch / scatter) / min(left, 1e6) ** STEEPNESS, LOW)
+    return LOW * left**-LOW_LEFT * batch**LOW_BATCH * trend**LOW_GRADIENT
+
+
+def strained(evidence: Evidence) -> bool:
+    """Whether the weights grew, or the loss rose, as only at rates that are too high."""
+    strain = _known(evidence.growth) * math.sqrt(_known(evidence.spike))
+    return strain * (NORMALIZED if evidence.last.normalized else 1.0) > STRAIN
+
+
+def _known(value: float) -> float:
+    """What is not known counts as unchanged."""
+    return 1.0 if math.isnan(value) else value
 
 
 def solved(evidence: Evidence) -> bool:
     """Whether the loss is all but gone."""
     return 0 <= evidence.thirds()[1] < SOLVED * evidence.start
-
-
-def high(evidence: Evidence) -> float:
-    """Upper threshold on `Evidence.level`."""
-    return HIGH_SPIKED if spiked(evidence) else HIGH
-
-
-def spiked(evidence: Evidence) -> bool:
-    """Whether the loss was far above its start on the way."""
-    return evidence.peak > SPIKED * evidence.start > 0
 
 
 def at_edge(evidence: Evidence) -> bool:
@@ -168,16 +164,18 @@ def at_edge(evidence: Evidence) -> bool:
 
 def raised(evidence: Evidence) -> float:
     """By what to multiply a rate that is too low."""
-    target = TARGET * (NORMALIZED if evidence.last.normalized else 1.0)
-    return min(max((target / max(evidence.level, 1e-9)) ** POWER, LEAST), MOST)
+    if on_plateau(evidence):
+        return LEAST
+    return min(max((TARGET / max(evidence.level, 1e-9)) ** POWER, LEAST), MOST)
 
 
 def stalled(readings: Sequence[SpectralReading]) -> str:
     """Why nothing moves any more, so that a low r is no sign of safe steps and no eta* is to be read off; "" where it does.
 
-    Looks at the latest third of the readings: a loss that is no number or has collapsed, units most of which are silent, a
-    gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
+    Looks at the latest readings against all before: a loss that is no number or has collapsed, units most of which are silent,
+    a gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
     """
+    readings = _remembered(readings)
     evidence = gather(readings)
     if reason := collapsed(evidence) or dying(evidence):
         return reason
@@ -197,3 +195,11 @@ def stalled(readings: Sequence[SpectralReading]) -> str:
             f"the gradient is down to {number(gradient / past)} of what it was while the loss stays at {number(loss)}"
         )
     return ""
+
+
+def _remembered(readings: Sequence[SpectralReading]) -> Sequence[SpectralReading]:
+    """The latest, and a few of all before them: what a run has come from counts, however long it is."""
+    if len(readings) <= RECENT:
+        return readings
+    before = readings[:-RECENT]
+    return [*before[:: math.ceil(len(before) / EARLIER)], *readings[-RECENT:]]

@@ -77,14 +77,14 @@ def _against(state: str, evidence: Evidence) -> str:
     """The band of good rates, in units of r/e."""
     if evidence.edge is None:
         return ""
-    low, high = (bound * evidence.unit / evidence.edge for bound in (rule.low(evidence), rule.high(evidence)))
+    low, high = (bound * evidence.unit / evidence.edge for bound in (rule.low(evidence), rule.HIGH))
     band = f"{number(low)} to {number(high)}"
     if state == "right" and evidence.level < rule.low(evidence):
         return ", low because the loss is all but gone and its curvature with it"
     place = {"too low": "under", "too high": "over", "right": "within"}.get(state)
     if place is None:
         return ", at the edge of stability all along"
-    spike = f", with a spike of the loss to {number(evidence.peak)}" if rule.spiked(evidence) else ""
+    spike = f", with a spike of the loss to {number(evidence.peak)}" if rule.strained(evidence) else ""
     return f", {place} the {band} where good rates read{spike}"
 
 
@@ -183,7 +183,7 @@ def _rates(evidence: Evidence) -> list[float]:
 
 def _calm_from(evidence: Evidence) -> int:
     """Steps after which r was in the band to the end of the window; 0 where it never was."""
-    high = rule.high(evidence) * evidence.unit
+    high = rule.HIGH * evidence.unit
     half = len(evidence.window) // 2
     if evidence.edge is None or median(reading.r for reading in evidence.window[half:]) > high:
         return 0
