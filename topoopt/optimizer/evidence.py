@@ -53,7 +53,8 @@ class Evidence:
     @contextmanager
     def looking_on(self, model: nn.Module) -> Iterator[None]:
         """Look at the activations of the model itself while a given loss is evaluated; not of a compiled one, which hooks
-        would have compiled anew."""
+        would have compiled anew.
+        """
         self._silent, self._units, self._seen = [], 0, None
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             yield

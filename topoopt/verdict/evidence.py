@@ -11,15 +11,21 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from topoopt.measurement import SpectralReading
 
+T = TypeVar("T")
 FIRST_STEPS = 10
 """Steps of a run that are not counted: r is of the initial weights there, and Adam's step nearly a sign."""
 FITTED_STEPS, FITTED_SHARE = 100, 0.25
 """The rule was fitted on r of a run's first 100 steps, a quarter of it; in longer runs the first quarter is what counts."""
+ENOUGH = 5
+"""Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
 FULL_RATE = 0.5
 """Share of the largest rate from which a reading is of the run's full rate: cuts off warm-up and decay."""
+LATEST = 17
+"""Most readings at a run's end that tell what became of it: a third of the first 50."""
 UNKNOWN_RULE = "black box"
 NADAM_SHARE = 0.59
 """Share of its whole effect that a gradient has at once in torch's NAdam, whose decay of the momentum begins at half of beta
@@ -31,6 +37,11 @@ def median(values: Iterable[float]) -> float:
     """Median of what is known; NaN of nothing."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.median(known) if known else math.nan
+
+
+def latest(values: Sequence[T]) -> Sequence[T]:
+    """The last third, and no more than `LATEST`: of a long run, what happens now."""
+    return values[-min(max(1, len(values) // 3), LATEST) :]
 
 
 def rate(reading: SpectralReading) -> float:
@@ -143,8 +154,8 @@ class Evidence:
 
     @property
     def late_loss(self) -> float:
-        """Median loss of the last third of all readings."""
-        return _ends(self.losses)[1]
+        """Median loss of the latest readings."""
+        return median(latest(self.losses))
 
     @property
     def best_loss(self) -> float:
@@ -158,9 +169,9 @@ class Evidence:
         return median(reading.baseline for reading in self.readings)
 
     def silent(self) -> tuple[float, float]:
-        """Share of silent units in the first reading that saw any, and the median of the last third."""
+        """Share of silent units in the first reading that saw any, and the median of the latest."""
         shares = [reading.silent for reading in self.readings if not math.isnan(reading.silent)]
-        return (shares[0] if shares else math.nan), _ends(shares)[1]
+        return (shares[0] if shares else math.nan), median(latest(shares))
 
     @property
     def update_ratio(self) -> float:
@@ -185,5 +196,7 @@ def gather(readings: Sequence[SpectralReading], total_steps: int | None = None) 
     at_full = [reading for reading in known if not rate(reading) < full]
     settled = [reading for reading in at_full if reading.step < 0 or reading.step >= FIRST_STEPS] or at_full
     limit = begin + max(FITTED_STEPS, FITTED_SHARE * length)
-    early = [reading for reading in settled if reading.step <= limit] or settled
+    early = [reading for reading in settled if reading.step <= limit]
+    if len(early) < ENOUGH:  # readings that lie far apart, of a run whose length is not known, say
+        early = settled[:ENOUGH]
     return Evidence(ordered, tuple(early), tuple(settled[len(settled) // 2 :]))

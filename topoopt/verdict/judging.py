@@ -46,7 +46,7 @@ def judge(
 
     Args:
         readings: all readings of the run so far, of any spacing; at least five at its full rate are needed. The rule was
-            fitted on one every five steps from 10 to 100; of longer runs the first quarter counts.
+            fitted on one every five steps from 10 to 100; of longer runs the first quarter counts, or the first five.
         total_steps: length of the whole run, where it is known.
         groups: the neuron groups as last measured; they add r_pair, where r itself is not known, and the most silent layer.
     """
@@ -71,15 +71,12 @@ def _state(evidence: Evidence) -> tuple[str, str]:
         return "lower bound only", next((r.reason for r in reversed(evidence.readings) if r.reason), "")
     if len(evidence.window) < rule.ENOUGH:
         return "not enough readings", ""
-    if evidence.edge is None:
-        return _without_edge(evidence), ""
-    if rule.at_edge(evidence):
+    if evidence.edge is not None and rule.at_edge(evidence):
         return "at the edge", ""
-    if evidence.level > rule.HIGH or rule.strained(evidence):
+    if why := rule.strained(evidence):
+        return "too high", why
+    if evidence.edge is None:  # such a rule's r in the thresholds' units is r or more
+        return ("too high" if evidence.r > rule.HIGH else "lower bound only"), ""
+    if evidence.level > rule.HIGH:
         return "too high", ""
     return ("too low" if evidence.level < rule.low(evidence) and not rule.solved(evidence) else "right"), ""
-
-
-def _without_edge(evidence: Evidence) -> str:
-    """An unknown rule's share at once lies between 0 and 1, so r in its units is no less than r: that bounds from below only."""
-    return "too high" if evidence.r > rule.HIGH or rule.strained(evidence) else "lower bound only"

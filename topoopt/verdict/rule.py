@@ -13,11 +13,9 @@ import math
 from collections.abc import Sequence
 
 from topoopt.measurement import SpectralReading
-from topoopt.verdict.evidence import Evidence, gather, median
+from topoopt.verdict.evidence import ENOUGH, FITTED_STEPS, Evidence, gather, latest, median
 from topoopt.verdict.numbers import number
 
-ENOUGH = 5
-"""Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
 HIGH = 8.0
 """Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15: of the fitted runs in between most were right."""
 STRAIN, NORMALIZED = 5.0, 1.5
@@ -57,20 +55,19 @@ in batches, one does."""
 PLATEAU = 0.97
 """A loss within 0.97 of the constant prediction's that kept 0.97 of itself sits on a plateau: then a raised rate is raised
 by no more than LEAST."""
-TARGET, POWER = 2.1, 2.0
-"""Rates to try where one is too low: lr (TARGET / level)^POWER, as the best rates of the fitted runs lie. TARGET is the best
-rates' median; curvature gives way as the rate rises, so that r is not proportional to it.
+TARGET, POWER = 1.5, 2.0
+"""Rates to try where one is too low: lr (TARGET low / level)^POWER. Curvature gives way as the rate rises, so that r is not
+proportional to it: of the fitted runs called too low none overshoots its best rate by more than a factor of 4, and half of
+them come within 3.
 """
-LEAST, MOST = 2.0, 10.0
-"""Bounds on that factor: one reading does not extrapolate further than tenfold."""
+LEAST, FACTORS = 2.0, (2.0, 3.0, 5.0, 10.0)
+"""Factors that are advised, the smallest where least is known: readings do not extrapolate further than tenfold, nor finer."""
 CUT, CUT_LOST = 1 / 3, 1 / 10
 """Factors where the rate is too high: the median of the fitted runs, and of those whose loss ceased to be finite."""
 ALL_SILENT = 0.9
 """Share of silent units from which nothing is left to move, however many were silent at the start."""
 VANISHED = 1e-3
 """A gradient this small against its own past, at a loss that has not fallen, has vanished."""
-RECENT, EARLIER = 50, 25
-"""Readings that tell whether a run has stalled: so many of the latest, and at most so many of those before."""
 STILL = 1e-7
 """An update below float32's resolution of the weights moves nothing."""
 
@@ -135,13 +132,17 @@ def low(evidence: Evidence) -> float:
     left = max(_known(evidence.left), SMALLEST_LEFT)
     trend = min(max(_known(evidence.gradient_trend), TRENDS[0]), TRENDS[1])
     batch = (evidence.last.probe or TYPICAL_BATCH) / TYPICAL_BATCH
-    return LOW * left**-LOW_LEFT * batch**LOW_BATCH * trend**LOW_GRADIENT
+    return min(LOW * left**-LOW_LEFT * batch**LOW_BATCH * trend**LOW_GRADIENT, HIGH)
 
 
-def strained(evidence: Evidence) -> bool:
-    """Whether the weights grew, or the loss rose, as only at rates that are too high."""
-    strain = _known(evidence.growth) * math.sqrt(_known(evidence.spike))
-    return strain * (NORMALIZED if evidence.last.normalized else 1.0) > STRAIN
+def strained(evidence: Evidence) -> str:
+    """How the weights grew, where it was as only rates do that are too high; "" where it was not."""
+    growth = _known(evidence.growth)
+    strain = growth * math.sqrt(_known(evidence.spike))
+    if not strain * (NORMALIZED if evidence.last.normalized else 1.0) > STRAIN:
+        return ""
+    rose = f", and the loss rose to {number(evidence.spike)} times its start" if evidence.spike > SPIKE else ""
+    return f"the weights grew to {number(growth)} times their length in {FITTED_STEPS} steps{rose}"
 
 
 def _known(value: float) -> float:
@@ -166,7 +167,8 @@ def raised(evidence: Evidence) -> float:
     """By what to multiply a rate that is too low."""
     if on_plateau(evidence):
         return LEAST
-    return min(max((TARGET / max(evidence.level, 1e-9)) ** POWER, LEAST), MOST)
+    wanted = (TARGET * low(evidence) / max(evidence.level, 1e-9)) ** POWER
+    return max((factor for factor in FACTORS if factor <= wanted), default=LEAST)
 
 
 def stalled(readings: Sequence[SpectralReading]) -> str:
@@ -175,11 +177,10 @@ def stalled(readings: Sequence[SpectralReading]) -> str:
     Looks at the latest readings against all before: a loss that is no number or has collapsed, units most of which are silent,
     a gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
     """
-    readings = _remembered(readings)
     evidence = gather(readings)
     if reason := collapsed(evidence) or dying(evidence):
         return reason
-    last = evidence.readings[-max(1, len(readings) // 3) :]
+    last = latest(evidence.readings)
     silent, update = median(r.silent for r in last), median(r.update_ratio for r in last)
     if silent >= ALL_SILENT:
         return f"{silent:.0%} of the units are silent"
@@ -195,11 +196,3 @@ def stalled(readings: Sequence[SpectralReading]) -> str:
             f"the gradient is down to {number(gradient / past)} of what it was while the loss stays at {number(loss)}"
         )
     return ""
-
-
-def _remembered(readings: Sequence[SpectralReading]) -> Sequence[SpectralReading]:
-    """The latest, and a few of all before them: what a run has come from counts, however long it is."""
-    if len(readings) <= RECENT:
-        return readings
-    before = readings[:-RECENT]
-    return [*before[:: math.ceil(len(before) / EARLIER)], *readings[-RECENT:]]
