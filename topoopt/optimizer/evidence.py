@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from topoopt.curvature import Shadow, Tape
@@ -22,6 +23,10 @@ ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softsign, nn.PReLU, nn.RReLU,
 )  # fmt: skip
+FUNCTIONS = frozenset(
+    "relu relu_ relu6 leaky_relu leaky_relu_ gelu silu mish elu elu_ selu celu tanh tanh_ softplus hardtanh hardswish".split()
+)
+"""Activations that a forward calls as functions, by their name."""
 NORMS = (
     nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
     nn.LocalResponseNorm,
@@ -64,20 +69,21 @@ class Evidence:
 
     @contextmanager
     def _watch(self, module: nn.Module) -> Iterator[None]:
-        """Hooks on the activations, for one call."""
+        """Hooks on the activations, for one call; where a model has none as modules, its functions are seen."""
         if self._silent:
             yield
             return
         parts = [m for m in module.modules() if isinstance(m, ACTIVATIONS) or _is_activation(m)]
         handles = [m.register_forward_hook(self._see) for m in parts]
         try:
-            yield
+            with nullcontext() if parts else _Functions(self._see):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
     @torch.no_grad()
-    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see(self, of: object, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 2 or not output.is_floating_point():
             return
         channel = 1 if output.ndim == 4 else output.ndim - 1
@@ -144,6 +150,20 @@ class Evidence:
             silent=silent,
             normalized=_holds_norms(model),
         )
+
+
+class _Functions(TorchFunctionMode):
+    """Shows what activations that are called as functions give."""
+
+    def __init__(self, see: Callable[[object, Any, Any], None]) -> None:
+        super().__init__()
+        self._show = see
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in FUNCTIONS:
+            self._show(func, args, output)
+        return output
 
 
 def _holds_norms(model: nn.Module | None) -> bool:

@@ -103,7 +103,8 @@ def collapsed(evidence: Evidence) -> str:
     if late <= STUCK * constant:
         return ""
     before, after = evidence.silent()
-    stays = f"the loss stays at {number(late)}, that of a constant prediction ({number(constant)}),"
+    at = f"that of a constant prediction ({number(constant)})" if seen else f"near its start ({number(constant)})"
+    stays = f"the loss stays at {number(late)}, {at},"
     if after - before > SILENCED:
         return f"{stays} with {after:.0%} of the units silent"
     if evidence.peak > SPIKE * start:
