@@ -23,9 +23,10 @@ ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softsign, nn.PReLU, nn.RReLU,
 )  # fmt: skip
-FUNCTIONS = frozenset(
-    "relu relu_ relu6 leaky_relu leaky_relu_ gelu silu mish elu elu_ selu celu tanh tanh_ softplus hardtanh hardswish".split()
-)
+FUNCTIONS = (
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "gelu", "silu", "mish", "elu", "elu_", "selu", "celu", "tanh", "tanh_",
+    "softplus", "hardtanh", "hardswish",
+)  # fmt: skip
 """Activations that a forward calls as functions, by their name."""
 NORMS = (
     nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,

@@ -190,7 +190,7 @@ def _calm_from(evidence: Evidence) -> int:
 
 def unknown(state: str, evidence: Evidence) -> str:
     """What is not known, the most important first."""
-    said = [_first_unknown(state)] + ([RELIABILITY] if state in ("too low", "right", "too high") else [])
+    said = [_first_unknown(state, evidence)] + ([RELIABILITY] if state in ("too low", "right", "too high") else [])
     if evidence.readings:
         last = evidence.last
         if any(reading.scale != 1.0 for reading in evidence.readings):
@@ -206,7 +206,8 @@ def unknown(state: str, evidence: Evidence) -> str:
     return f"Not known: {'; '.join(said)}."
 
 
-def _first_unknown(state: str) -> str:
+def _first_unknown(state: str, evidence: Evidence) -> str:
+    bare = "where r stands to the edge" if evidence.window else "r itself"
     return {
         "too low": "how much a larger rate gains, as r is not proportional to it",
         "right": "whether another rate in the band does better (r tells a factor of 2), and how the model generalises",
@@ -214,5 +215,5 @@ def _first_unknown(state: str) -> str:
         "at the edge": "which rate ends best: at the edge r reads the same over a range of rates",
         "collapsed": "the critical rate: where nothing moves r is low at any rate",
         "not enough readings": "where the rate stands",
-        "lower bound only": "r itself, and so whether the rate is too low or right",
+        "lower bound only": f"{bare}, and so whether the rate is too low or right",
     }[state]
