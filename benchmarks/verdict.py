@@ -301,7 +301,7 @@ FAMILIES = {
     "texts": ("text", "other text", "prose", "counting", "text of numbers", "text of averages"),
 }  # fmt: skip
 """Kinds of the fitted data: the constants are fitted without one kind, and tested on it."""
-GRID = {"LOW": (0.3, 0.4, 0.5), "LOW_LEFT": (0.6, 0.8, 1.0), "LOW_GRADIENT": (0.4, 0.7, 1.0), "STRAIN": (4.0, 5.0, 6.5)}
+GRID = {"LOW": (0.3, 0.4, 0.5), "LOW_LEFT": (0.6, 0.8), "LOW_GRADIENT": (0.4, 0.7), "STRAIN": (4.0, 5.0, 6.5)}
 """Constants of the rule that are fitted anew without each kind, and their values."""
 TOLERATED = 0.5
 """What a "right" over 3 times the best costs in the fit, in wrong answers, beside being one."""

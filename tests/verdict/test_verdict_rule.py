@@ -283,6 +283,16 @@ def test_what_stalls(changed: dict, said: str) -> None:
     assert said in stalled([*moving[:8], *(replace(reading, **changed) for reading in moving[8:])])
 
 
+def test_a_low_r_at_the_loss_of_a_constant_prediction() -> None:
+    stays = run(0.05, losses=(2.3, 2.28))
+    assert stalled(stays) == ""  # at a gentle rate it is the first plateau
+    thrown = [replace(r, weight_norm=w, loss=2.3) for r, w in zip(stays, (1.0, *[2.5] * 18))]
+    assert "though the weights grew to 2.5 times their length" in stalled(thrown)
+    wild = [replace(r, r=30.0, loss=2.3) for r in stays[:12]]
+    assert stalled(wild) == ""  # r says it itself
+    assert "after steps with r/e at 7.9" in stalled([*wild, *stays[12:]])
+
+
 def test_what_has_learnt_is_not_stalled() -> None:
     learnt = [replace(r, grad_norm=10.0 ** -(i / 2)) for i, r in enumerate(run(0.01, losses=(2.3, 1e-4)))]
     assert stalled(learnt) == ""

@@ -110,3 +110,47 @@ def test_a_killed_run_of_unknown_length_has_enough_readings(tmp_path: Path) -> N
     (tmp_path / "cut" / "record.jsonl").write_text("\n".join(kept) + "\n")
     record = read(tmp_path / "cut")
     assert judged(record.last) == verdict
+
+
+def test_bert_under_trainer_at_ten_times_its_best_rate(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from topoopt.integrations.transformers import TopoCallback
+
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 50, (256, 12), generator=generator)
+    labels = (ids == 7).any(1).long() + (ids == 9).any(1).long()
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=3,
+        max_position_embeddings=12,
+    )
+    callback = TopoCallback(every=20, budget=None, homology=-1, record=tmp_path / "record.jsonl")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=80,
+        per_device_train_batch_size=32,
+        learning_rate=3e-2,  # the best is near 3e-3
+        logging_steps=20,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        model=transformers.BertForSequenceClassification(config),
+        args=arguments,
+        train_dataset=[{"input_ids": i, "labels": y} for i, y in zip(ids, labels)],
+        callbacks=[callback],
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "topo/phase" in row and row["topo/step"] >= 30]
+    assert rows
+    assert all(row["topo/phase"] != 0 for row in rows)
+    assert trainer.state.log_history[-1]["topo/verdict"].startswith(callback.topo.verdict.happened)
+    assert all(m.phase is not Phase.CONSTRAINED for m in read(tmp_path).measurements if m.step >= 30)

@@ -148,6 +148,12 @@ class Evidence:
         return known[-1] / known[0] if len(known) > 1 else math.nan
 
     @property
+    def way(self) -> float:
+        """Factor by which the weights' length grew over all readings; NaN where it is not known."""
+        known = [reading.weight_norm for reading in self.readings if reading.weight_norm > 0]
+        return known[-1] / known[0] if known else math.nan
+
+    @property
     def spike(self) -> float:
         """Largest loss after the first over the first; NaN where few are known, or where the loss is a likelihood."""
         return self.peak / self.start if self.start > 0 else math.nan

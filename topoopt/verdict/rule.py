@@ -46,6 +46,8 @@ STUCK, SPIKE, BACK, SILENCED = 0.9, 1.4, 1.25, 0.3
 times its start, a rise to 1.25 times what it had reached, or 0.3 more silent units: 56 fitted runs (40 of them with most
 units silent), all too high.
 """
+FAR = 1.5
+"""Growth of the weights after which a loss that is still that of a constant prediction is no first plateau."""
 ABOVE = 1.3
 """A loss that stays this far above its start (and above half of the constant prediction's; where that is not known, above
 1.95 times its start) is collapsed: 23 fitted runs, of which two recovered."""
@@ -114,6 +116,24 @@ def collapsed(evidence: Evidence) -> str:
     return ""
 
 
+def stuck(evidence: Evidence) -> str:
+    """Why a loss that is still that of a constant prediction is no sign of safe steps: "" where it is not, or may just begin.
+
+    A rate that was too high, or weights that went far, have left it there; at a small rate it may be the first plateau.
+    """
+    late, baseline = evidence.late_loss, evidence.baseline
+    if len(evidence.losses) < ENOUGH or not late > STUCK * baseline > 0 or evidence.readings[-1].r >= 1:
+        return ""
+    stays = f"the loss stays at {number(late)}, that of a constant prediction ({number(baseline)}),"
+    if why := strained(evidence):
+        return f"{stays} and {why}"
+    if evidence.edge is not None and evidence.level > HIGH:
+        return f"{stays} after steps with r/e at {number(evidence.r / evidence.edge)}"
+    if evidence.way > FAR:
+        return f"{stays} though the weights grew to {number(evidence.way)} times their length"
+    return ""
+
+
 def dying(evidence: Evidence) -> str:
     """Why the units say that the rate is too high: most fell silent; "" where they did not."""
     before, after = evidence.silent()
@@ -175,11 +195,12 @@ def raised(evidence: Evidence) -> float:
 def stalled(readings: Sequence[SpectralReading]) -> str:
     """Why nothing moves any more, so that a low r is no sign of safe steps and no eta* is to be read off; "" where it does.
 
-    Looks at the latest readings against all before: a loss that is no number or has collapsed, units most of which are silent,
-    a gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
+    Looks at the latest readings against all before: a loss that is no number, has collapsed or is stuck, units most of which
+    are silent, a gradient that vanished against its own past while the loss has not fallen, an update below the weights'
+    resolution.
     """
     evidence = gather(readings)
-    if reason := collapsed(evidence) or dying(evidence):
+    if reason := collapsed(evidence) or dying(evidence) or stuck(evidence):
         return reason
     last = latest(evidence.readings)
     silent, update = median(r.silent for r in last), median(r.update_ratio for r in last)
