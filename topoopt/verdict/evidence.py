@@ -139,13 +139,22 @@ class Evidence:
         first, last = _ends([reading.grad_norm / (reading.clipped or math.nan) for reading in self.window])
         return last / first if first > 0 else math.nan
 
+    @cached_property
+    def _measured(self) -> list[SpectralReading]:
+        """Readings of the run's first `FITTED_STEPS` steps that know the weights' length."""
+        limit = self.readings[0].step + FITTED_STEPS
+        return [reading for reading in self.readings if reading.weight_norm > 0 and reading.step <= limit]
+
     @property
     def growth(self) -> float:
         """Factor by which the weights' length grew over the run's first `FITTED_STEPS` steps; NaN where it is not known."""
-        begin = self.readings[0].step
-        lengths = [reading.weight_norm for reading in self.readings if reading.step <= begin + FITTED_STEPS]
-        known = [length for length in lengths if length > 0]
-        return known[-1] / known[0] if len(known) > 1 else math.nan
+        known = self._measured
+        return known[-1].weight_norm / known[0].weight_norm if len(known) > 1 else math.nan
+
+    @property
+    def growing_steps(self) -> int:
+        """The steps that `growth` is of."""
+        return self._measured[-1].step - self._measured[0].step
 
     @property
     def way(self) -> float:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 from topoopt.measurement import SpectralReading
-from topoopt.verdict.evidence import ENOUGH, FITTED_STEPS, Evidence, gather, latest, median
+from topoopt.verdict.evidence import ENOUGH, Evidence, gather, latest, median
 from topoopt.verdict.numbers import number
 
 HIGH = 8.0
@@ -162,8 +162,11 @@ def strained(evidence: Evidence) -> str:
     strain = growth * math.sqrt(_known(evidence.spike))
     if not strain * (NORMALIZED if evidence.last.normalized else 1.0) > STRAIN:
         return ""
-    rose = f", and the loss rose to {number(evidence.spike)} times its start" if evidence.spike > SPIKE else ""
-    return f"the weights grew to {number(growth)} times their length in {FITTED_STEPS} steps{rose}"
+    rose = f"the loss rose to {number(evidence.spike)} times its start" if evidence.spike > SPIKE else ""
+    if math.isnan(evidence.growth):
+        return rose
+    over = f" in {evidence.growing_steps} steps" if evidence.growing_steps > 0 else ""
+    return f"the weights grew to {number(growth)} times their length{over}{rose and ', and ' + rose}"
 
 
 def _known(value: float) -> float:
