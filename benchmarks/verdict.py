@@ -114,6 +114,7 @@ def train(task: Task, lr: float) -> dict[str, Any]:
             columns["loss"].append(float(loss.detach()))
             columns["grad_norm"].append(length([p.grad for p in parameters if p.grad is not None]))
             columns["silent"].append(silent.share)
+            columns["weight_norm"].append(length(before))
             columns["baseline"].append(baseline_of(y, regression=y.is_floating_point()))
         optimizer.step()
         if reading:
@@ -239,7 +240,7 @@ def ours(run: Run, every: int = EVERY) -> str:
 
 
 def grad_norm(run: Run) -> float:
-    return run.readings[-1].grad_norm
+    return median(reading.grad_norm for reading in run.readings[WARMING // EVERY :])
 
 
 def loss_slope(run: Run) -> float:
