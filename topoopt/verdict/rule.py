@@ -17,7 +17,7 @@ from topoopt.verdict.evidence import ENOUGH, Evidence, gather, latest, median
 from topoopt.verdict.numbers import number
 
 HIGH = 8.0
-"""Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15: of the fitted runs in between most were right."""
+"""Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15."""
 STRAIN, NORMALIZED = 5.0, 1.5
 """A rate is too high where (growth of the weights' length over the first 100 steps) sqrt(largest loss / first loss), times
 NORMALIZED for a model with normalisation layers, is over STRAIN. A step that is too long throws the weights outwards, where
@@ -30,7 +30,7 @@ LOW left^-LOW_LEFT (batch / 64)^LOW_BATCH (trend of the gradient)^LOW_GRADIENT.
 `left` is the share of its loss that a run keeps over the window (last third against first), the trend that of the gradient's
 length. A loss that falls far has room for a larger rate; in small batches noise takes it away; a gradient that has begun to
 shrink says that the run is on its way to the end, one that still grows that it is only leaving its start. The powers are those
-of a logistic regression, and stay within a fifth whichever of the seven families of data is left out. LOW is flat from 0.35
+of a logistic regression, and stay within a third whichever of the seven families of data is left out. LOW is flat from 0.35
 to 0.45; smaller ones call more runs right that end far off.
 """
 SMALLEST_LEFT, TRENDS, TYPICAL_BATCH = 0.02, (0.15, 7.0), 64
