@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples docs pictures build clean distclean
+.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples docs pictures readme build clean distclean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,9 +77,13 @@ examples: $(VENV)/.stamp-dev  ## run the examples
 docs: $(VENV)/.stamp-dev  ## the documentation in site/, any warning an error
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-pictures: $(VENV)/.stamp-dev  ## draw the documentation's pictures anew (chromium is needed for those of the page)
+pictures: $(VENV)/.stamp-dev  ## make the documentation's pictures and its notebook anew (chromium is needed for those of the page)
 	$(BIN)/python docs/images/concepts.py
 	$(BIN)/python docs/images/report.py
+	$(BIN)/python docs/notebook.py
+
+readme: $(VENV)/.stamp-dev  ## follow the README from a fresh copy, as a newcomer does, and say the minutes it took
+	$(BIN)/python tests/docs/follow.py --fresh
 
 build: $(VENV)/.stamp-dev  ## wheel and sdist in dist/, their metadata checked
 	$(BIN)/python -m build --no-isolation --outdir dist .

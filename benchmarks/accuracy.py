@@ -143,7 +143,8 @@ def main() -> None:
                 row = {"products": products, "model": model, "rule": rule, "errors": [round(e, 4) for e in found]}
                 rows.append(row | {"spent": round(spent, 2), "engine": engine})
                 print(
-                    f"| {products} | {spent:.1f} | {model} | {rule} | {median(sizes):.1%} | {max(sizes):.1%} | {median(found):+.1%} | {engine} |",
+                    f"| {products} | {spent:.1f} | {model} | {rule} | {median(sizes):.1%} | {max(sizes):.1%} "
+                    f"| {median(found):+.1%} | {engine} |",
                     flush=True,
                 )
     RESULTS.write_text(json.dumps({"torch": torch.__version__, "steps": given.steps, "rows": rows}, indent=0))

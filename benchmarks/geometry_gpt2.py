@@ -27,8 +27,8 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
     for _ in range(repeats):
         began = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 

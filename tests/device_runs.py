@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,14 @@ OPTIMIZERS: dict[str, Make] = {
     "capturable AdamW": lambda p, device: torch.optim.AdamW(p, torch.tensor(1e-2).to(device), capturable=True),
     "RMSprop": lambda p, device: torch.optim.RMSprop(p, 1e-3),
 }
+
+
+def accelerator() -> torch.device:
+    """Whatever accelerator torch finds; for tests marked `gpu`, which are skipped where there is none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is None:
+        pytest.skip("torch finds no accelerator here")
+    return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def network(groups: int = 2, dropout: float = 0.0) -> nn.Sequential:

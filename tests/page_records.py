@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from measurements import make
 
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, Phase, SpectralReading
+from topoopt.control.course import Look, look_event
+from topoopt.measurement import Decision, GroupMeasurement, Measurement, MergeTree, Phase, SpectralReading
 from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
 
@@ -79,8 +80,25 @@ def group(step: int, k: int, i: int, bars: int = 20) -> GroupMeasurement:
         diagrams=(np.stack([np.zeros(bars + 1), deaths], 1), loops),
         diagrams_step=step, covering_radius=0.0, resolution=1.2, recomputed=True, vanishing=0, twins=k,
         vanishing_tolerance=0.01, twin_tolerance=0.01, proximity=0.1 * (k + 1), proximity_step=step, diameter=3.0,
-        largest_loop=0.2, effective_rank=5.0, silent=i, notes=("landmarks were used",),
+        largest_loop=0.2, effective_rank=5.0, silent=i, notes=("landmarks were used",), merge_tree=tree(bars, rng),
     )  # fmt: skip
+
+
+def tree(merges: int, rng: np.random.Generator) -> MergeTree:
+    """A tree in which any two clusters join."""
+    alive, pairs = list(range(merges + 1)), []
+    for k in range(merges):
+        a, b = (int(alive.pop(rng.integers(len(alive)))) for _ in range(2))
+        pairs.append((a, b))
+        alive.append(merges + 1 + k)
+    return MergeTree((1,) * (merges + 1), tuple(pairs))
+
+
+def looks() -> list[tuple[int, Decision]]:
+    """Decisions of a ramp with three looks; the last does not know the silent units."""
+    left = [{"effective_rank": 12.0, "silent": 0.0}, {"effective_rank": 7.0, "silent": 5.0}, {"effective_rank": 3.0}]
+    seen = [Look(1.03 * 1.3**k, 0.5, one) for k, one in enumerate(left)]
+    return [(50 * k, Decision(1.0, "simplify", "raise", events=(look_event(one),))) for k, one in enumerate(seen)]
 
 
 def readings(rs: Sequence[float]) -> list[SpectralReading]:

@@ -81,7 +81,7 @@ class TopoConfig:
     products: int = 5
     """Jacobian products of a reading that starts cold: the first, and every twentieth."""
     reading_products: int | Literal["auto"] = "auto"
-    """Jacobian products of a reading, which goes on from what the last one saw; "auto": 1 to 4, as many as earlier readings of
+    """Jacobian products of a reading, which goes on from what the last one saw; "auto": 1 to 6, as many as earlier readings of
     the run showed to be needed. Each costs one forward and backward (`benchmarks/accuracy.py` says what they are worth)."""
     engine: Engine = "auto"
     """How a product is taken: "auto" (double backward where the model allows it), or one way by name; "finite differences"

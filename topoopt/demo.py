@@ -88,7 +88,9 @@ def run(settings: DemoSettings, stream: TextIO | None = None, *, quiet: bool = F
     _draw(files, record)
     _conclude(told, record.measurements, accuracy, settings)
     if record.verdict is not None:
-        terminal.say(str(record.verdict))
+        terminal.say(f"verdict: {record.verdict.state}", STYLES.get(record.verdict.state, ""))
+        for line in record.verdict.lines:
+            terminal.paragraph(line)
     for what, path in (("record", files.record), ("picture", files.picture), ("report", files.page)):
         terminal.say(f"{what:<8} {path}")
     return files

@@ -12,9 +12,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from topoopt import markup
 from topoopt.reading import Assessment, Decision, Phase, SpectralReading
 
-__all__ = ["Assessment", "Cost", "Decision", "GroupMeasurement", "Measurement", "Phase", "SpectralReading"]
+__all__ = ["Assessment", "Cost", "Decision", "GroupMeasurement", "Measurement", "MergeTree", "Phase", "SpectralReading"]
+
+
+@dataclass(frozen=True)
+class MergeTree:
+    """Which clusters of neurons join, and in which order: persistence of degree 0 as a tree (single linkage), near its root.
+
+    Of k + 1 clusters that are left before the last k merges the k-th merge makes one, until all neurons are one cluster. The
+    distances at which they join are the last k finite deaths of degree 0.
+    """
+
+    sizes: tuple[int, ...]
+    """Neurons in each of the k + 1 clusters: all 1 where the tree is whole."""
+    merges: tuple[tuple[int, int], ...]
+    """k pairs, by distance: the clusters that join. 0 to k are those of `sizes`; the one that merge j makes is k + 1 + j."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,33 @@ class GroupMeasurement:
     """Share of the group's parameters that this optimizer moves; the rest is frozen or another optimizer's."""
     notes: tuple[str, ...] = ()
     """What was approximated or is outside the theory for this group."""
+    merge_tree: MergeTree | None = None
+    """Which clusters join at the last deaths of degree 0; None in records of topoopt 0.1 and where there was no tree."""
+
+    def __repr__(self) -> str:
+        low, high = self.distortion
+        features = ", ".join(f"H{k} {len(diagram)}" for k, diagram in enumerate(self.diagrams))
+        return (
+            f"<GroupMeasurement {self.n} neurons of dimension {self.d}: r_pair {self.gain:.3g}, distortion {low:.4g} to "
+            f"{high:.4g}, {features or 'no diagrams'}>"
+        )
+
+    def linkage(self) -> np.ndarray:
+        """The merge tree in scipy's format, (k, 4) float64: two clusters, the distance at which they join, the new size.
+
+        `scipy.cluster.hierarchy.dendrogram` draws it; where clusters of more than one neuron are its leaves the sizes are of
+        neurons, not of leaves. (0, 4) where no tree is known.
+        """
+        tree = self.merge_tree
+        deaths = self.diagrams[0][:, 1] if self.diagrams else np.zeros(0)
+        deaths = deaths[np.isfinite(deaths)]
+        if tree is None or not tree.merges or len(deaths) < len(tree.merges):
+            return np.zeros((0, 4))
+        sizes = list(tree.sizes)
+        for a, b in tree.merges:
+            sizes.append(sizes[a] + sizes[b])
+        pairs, k = np.array(tree.merges, np.float64), len(tree.merges)
+        return np.column_stack([pairs, deaths[-k:], np.array(sizes[-k:], np.float64)])
 
 
 @dataclass(frozen=True)
@@ -216,6 +258,22 @@ class Measurement:
             f"{self.seconds:.3g} s>"
         )
 
+    def _repr_html_(self) -> str:
+        """For notebooks: what the step was, and its layers."""
+        e = "not known" if self.edge is None else f"{self.edge:.4g}"
+        eta = ", ".join(f"{one:.4g}" for one in self.eta_star)
+        shown = {
+            "phase": self.phase,
+            "r": f"{self.proximity:.4g}",
+            "edge": e,
+            "rates": self.lr,
+            "factor": f"{self.lr_scale:.4g}",
+        }
+        shown |= {"eta*": eta, "loss": f"{self.loss:.4g}", "took": f"{self.seconds:.3g} s"}
+        shown |= {f"not measured: {name}": reason for name, reason in self.skipped.items()}
+        layers = [{"layer": name, **_brief(group)} for name, group in self.groups.items()]
+        return markup.facts(f"step {self.step}", shown) + (markup.table("layers", layers) if layers else "")
+
     def scalars(self, *, layers: bool = True) -> dict[str, float]:
         """Return a flat dict of Python floats under `topo/...`, for loggers; without NaN, and without `layers` on request."""
         values: dict[str, float] = {
@@ -238,6 +296,14 @@ class Measurement:
         for name, group in self.groups.items() if layers else ():
             values |= {f"topo/{name}/{key}": value for key, value in _group_scalars(group, self.step).items()}
         return {key: float(value) for key, value in values.items() if not math.isnan(value)}
+
+
+def _brief(group: GroupMeasurement) -> dict[str, str]:
+    """A layer in the few values that are looked at first."""
+    numbers = {"r_pair": group.gain, "nearest pair": group.merge_margin, "effective rank": group.effective_rank}
+    counts = {"neurons": group.n, "twins": group.twins, "vanishing": group.vanishing}
+    silent = {"silent": "–" if group.silent < 0 else str(group.silent)}
+    return {k: str(v) for k, v in counts.items()} | silent | {k: f"{v:.3g}" for k, v in numbers.items()}
 
 
 def _group_scalars(group: GroupMeasurement, step: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Pictures of a run for your own figures: each function draws one, on the axes it is given or on a figure of its own.
 
 What is given is a record (`topoopt.report.read`), one of its runs, a list of measurements, or one measurement. matplotlib
-(the extra `report`) is imported when a picture is drawn; pyplot is not used, so that `axes.figure.savefig(...)` writes it and
-a notebook shows `axes.figure`.
+(the extra `report`) is imported when a picture is drawn; pyplot is not used: `axes.figure.savefig(...)` writes a picture, and
+a notebook shows it where the axes are the last value of a cell.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from topoopt.report.drawing import (
     RUNS,
     draw_barcode,
     draw_betti,
+    draw_course,
     draw_diagram,
     draw_layers,
+    draw_merge_tree,
     draw_proximity,
     positive,
 )
+from topoopt.report.page.course import course_of
 from topoopt.report.page.layers import METRICS
 from topoopt.report.page.values import number
-from topoopt.report.plots import new_figure
+from topoopt.report.plots import new_axes
 from topoopt.report.steps import Step, by_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["barcode", "betti", "compare", "diagram", "layers", "phases"]
+__all__ = ["barcode", "betti", "compare", "course", "diagram", "layers", "merge_tree", "phases"]
 
 
 class Measured(Protocol):
@@ -80,6 +83,33 @@ def layers(run: Run, ax: Axes | None = None, *, metric: str = "r") -> Axes:
     return axes
 
 
+def course(run: Run, ax: Axes | None = None, *, measure: str | None = None) -> Axes:
+    """Draw the course of a simplification as dose and response: the rate in units of e/K against what is left.
+
+    A point is a look at the neurons at the end of a dwell, in the order of the looks; the last one is ringed. What is left is
+    a share of what there was at the start of the ramp, or where that was not written, at the first look.
+
+    Args:
+        run: a run that `Simplify` steered.
+        ax: the axes to draw on; None makes a figure.
+        measure: one of the ends of `Simplify`, for example "effective_rank"; None draws all that were looked at.
+
+    Raises:
+        ConfigError: for a run without looks, and a measure that was not looked at.
+    """
+    decided = getattr(run, "decisions", None) or [(m.step, m.decision) for m in _measurements(run) if m.decision]
+    found = course_of(decided)
+    if found is None:
+        raise ConfigError(
+            "this run has no course: only Simplify looks at the neurons after each dwell, and it did not here"
+        )
+    if measure is not None and measure not in found.measures:
+        raise ConfigError(f"measure={measure!r} was not looked at: choose from {', '.join(found.measures)}")
+    axes = _axes(ax, 6.4, 3.8)
+    draw_course(axes, found, list(found.measures) if measure is None else [measure])
+    return axes
+
+
 def diagram(source: Run | GroupMeasurement, ax: Axes | None = None, *, layer: str | None = None) -> Axes:
     """Draw a layer's persistence diagram, of the last measurement that has one; `layer`: the widest where None is named."""
     return _persistence(draw_diagram, _axes(ax, 4.2, 4.0), source, layer)
@@ -93,6 +123,21 @@ def barcode(source: Run | GroupMeasurement, ax: Axes | None = None, *, layer: st
 def betti(source: Run | GroupMeasurement, ax: Axes | None = None, *, layer: str | None = None) -> Axes:
     """Draw a layer's Betti curves; see `diagram`."""
     return _persistence(draw_betti, _axes(ax, 4.8, 3.4), source, layer)
+
+
+def merge_tree(source: Run | GroupMeasurement, ax: Axes | None = None, *, layer: str | None = None) -> Axes:
+    """Draw which of a layer's clusters of neurons join at which distance (single linkage); see `diagram`.
+
+    It is degree 0 of persistence as a tree, of the last 64 merges: leaves are neurons where there are no more than 65 of
+    them, else the clusters that are left then.
+    """
+    axes = _axes(ax, 5.0, 4.0)
+    if isinstance(source, GroupMeasurement):
+        draw_merge_tree(axes, source, "")
+    else:
+        name, step, group = _layer(source, layer)
+        draw_merge_tree(axes, group, f"layer {name}, step {step}")
+    return axes
 
 
 def compare(runs: Mapping[str, Run] | Sequence[Run], ax: Axes | None = None) -> Axes:
@@ -128,7 +173,7 @@ def _over(one: Step) -> float | None:
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
-    return new_figure(width, height).subplots() if ax is None else ax
+    return new_axes(width, height) if ax is None else ax
 
 
 def _measurements(run: Run) -> Sequence[Measurement]:
@@ -143,22 +188,23 @@ def _steps(run: Run) -> list[Step]:
 
 
 def _persistence(draw: Callable[..., None], axes: Axes, source: Run | GroupMeasurement, layer: str | None) -> Axes:
-    name, group = ("", source) if isinstance(source, GroupMeasurement) else _layer(source, layer)
-    title = f"{name}, step {group.diagrams_step}" if name else f"step {group.diagrams_step}"
+    name, _, group = ("", -1, source) if isinstance(source, GroupMeasurement) else _layer(source, layer)
+    title = f"layer {name}, step {group.diagrams_step}" if name else f"step {group.diagrams_step}"
     draw(axes, [np.asarray(d, dtype=np.float64) for d in group.diagrams], title)
     return axes
 
 
-def _layer(run: Run, layer: str | None) -> tuple[str, GroupMeasurement]:
-    """The named or the widest layer in the last measurement that has diagrams of it."""
+def _layer(run: Run, layer: str | None) -> tuple[str, int, GroupMeasurement]:
+    """The named or the widest layer in the last measurement that has diagrams of it, with that measurement's step."""
     seen: dict[str, None] = {}
     for m in reversed(_measurements(run)):
         having = {name: group for name, group in m.groups.items() if group.diagrams}
         seen |= dict.fromkeys(having)
         if layer is None and having:
-            return max(having.items(), key=lambda item: number(item[1].n) or -math.inf)
+            name = max(having, key=lambda one: number(having[one].n) or -math.inf)
+            return name, m.step, having[name]
         if layer in having:
-            return layer, having[layer]
+            return layer, m.step, having[layer]
     if layer is None:
         raise ConfigError("no layer of this run has persistence diagrams")
     raise ConfigError(f"there are no diagrams of a layer {layer!r}: this run has {', '.join(seen) or 'none'}")

@@ -79,6 +79,11 @@ class SpectralReading:
     normalized: bool = False
     """Whether the model holds normalisation layers: only the direction of the weights before them counts."""
 
+    def __repr__(self) -> str:
+        e = "?" if self.edge is None else f"{self.edge:.3g}"
+        why = f", {self.reason}" if self.reason else ", warming up" if self.warming else ""
+        return f"<SpectralReading step {self.step}: r {self.r:.4g} (edge {e}), loss {self.loss:.4g}, {self.products} products{why}>"
+
     @property
     def known(self) -> bool:
         """Whether r is known and is of the run, not of a preconditioner warming up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from topoopt import markup
 from topoopt.verdict import Verdict
 
 
@@ -35,6 +36,19 @@ class Run:
     resumed_at: int = 0
     """The step it goes on at."""
 
+    def __repr__(self) -> str:
+        return (
+            f"<Run {self.id}: {self.model} ({self.parameters:,} parameters), {self.optimizer}, started {self.started}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        shown = {
+            name: getattr(self, name) for name in ("model", "parameters", "optimizer", "rule", "started", "total_steps")
+        }
+        rates = {"rates": ", ".join(f"{rate:.4g}" for rate in self.lr)}
+        return markup.facts(f"run {self.id}", {**shown, **rates, "settings": dict(self.settings)})
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -54,3 +68,20 @@ class Summary:
     """Faults, stretched readings, late or given-up homology."""
     unfinished: tuple[str, ...] = ()
     """What was still on its way when the run ended, by name."""
+
+    def __repr__(self) -> str:
+        looked = f"{self.readings} readings, {self.measurements} measurements"
+        cost = f"{self.share:.2%} of {self.seconds:.3g} s"
+        return f"<Summary of {self.run.id}: {self.verdict.state}, {self.steps} steps, {looked}, {cost}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        cost = f"{self.share:.2%} of {self.seconds:.3g} s"
+        shown = {
+            "steps": self.steps,
+            "readings": self.readings,
+            "measurements": self.measurements,
+            "measuring took": cost,
+        }
+        told = shown | dict(self.counts) | ({"unfinished": "; ".join(self.unfinished)} if self.unfinished else {})
+        return markup.verdict(self.verdict.state, self.verdict.lines) + markup.facts(f"run {self.run.id}", told)

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -47,6 +48,12 @@ class Terminal:
             print(text, file=self.stream, flush=True)
         else:
             self.console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    def paragraph(self, text: str, style: str = "") -> None:
+        """Print a sentence: broken between words where it is wider than a terminal; as one line anywhere else."""
+        if self.stream.isatty():
+            text = textwrap.fill(clean(text), self.width, break_long_words=False, break_on_hyphens=False)
+        self.say(text, style)
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print rows under their columns, as wide as the screen; nothing for no rows."""

@@ -1,7 +1,8 @@
-"""Pictures of the report's page for the documentation, from two real runs: `python docs/images/report.py`.
+"""Pictures of the report's page for the documentation, from real runs: `python docs/images/report.py [NAME...]`.
 
-Trains a small network on scikit-learn's digits at two rates, measured every 20 steps, makes the page of both and of one, and
-photographs them in an installed chromium, driven by playwright: wide, on a small screen, dark, and in grey.
+Trains a small network on scikit-learn's digits at two rates, measured every 20 steps, and one of the figure eight under
+`Simplify`; makes their pages, and photographs them in an installed chromium, driven by playwright: wide, on a small screen,
+dark, and in grey.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ HERE = Path(__file__).parent
 PICTURES = {  # name: (page, width, height, colour scheme, grey, the section at the top)
     "report-1280": ("one", 1280, 1500, "light", False, "body"),
     "report-layers": ("one", 1280, 1500, "light", False, "#layers"),
+    "report-tree": ("one", 1280, 900, "light", False, "#layer-pictures figure:nth-child(5)"),
+    "report-course": ("simplified", 1280, 820, "light", False, "#course"),
     "report-400": ("one", 400, 1500, "light", False, "body"),
     "report-dark": ("one", 1280, 1500, "dark", False, "body"),
     "report-grey": ("one", 1280, 1500, "light", True, "body"),
@@ -58,8 +61,29 @@ def train(folder: Path, lr: float, steps: int = 800) -> Path:
     return folder / f"adamw-{lr:g}"
 
 
-def photograph(pages: dict[str, Path]) -> None:
-    """Take every picture of `PICTURES`."""
+def simplify(folder: Path, steps: int = 3000) -> Path:
+    """200 neurons on a figure eight that learn 5 sin 2x, until their loops are gone; returns the record's folder."""
+    import torch
+    from concepts import FigureEight
+
+    from topoopt import Simplify, TopoOptimizer
+
+    model, x = FigureEight(), torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.005)
+    mode = Simplify(largest_loop=0.01, log_persistence=0.2)
+    optimizer = TopoOptimizer(sgd, model, mode=mode, every=50, budget=None, keep="host")
+    optimizer.total_steps = steps
+    optimizer.add_sink(JsonLines(folder / "figure-eight" / "record.jsonl", optimizer.config))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (0.5 * (model(x) - 5 * torch.sin(2 * x)).square().mean()).backward()
+        optimizer.step()
+    optimizer.detach()
+    return folder / "figure-eight"
+
+
+def photograph(pages: dict[str, Path], names: list[str]) -> None:
+    """Take these of `PICTURES`."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
@@ -69,6 +93,8 @@ def photograph(pages: dict[str, Path]) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, (page, width, height, scheme, grey, top) in PICTURES.items():
+            if name not in names:
+                continue
             tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             tab.goto(pages[page].as_uri())
             tab.locator(top).evaluate(
@@ -82,16 +108,17 @@ def photograph(pages: dict[str, Path]) -> None:
         browser.close()
 
 
-def main(records: list[Path]) -> None:
-    """Photograph given records, or those of two fresh runs."""
+def main(names: list[str]) -> None:
+    """Photograph the pages of three fresh runs."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        runs = [read(record) for record in records or [train(folder, 3e-2), train(folder, 3e-3)]]
-        pages = {"one": folder / "one.html", "two": folder / "two.html"}
-        pages["one"].write_text(html.page(runs[:1]), encoding="utf-8")
-        pages["two"].write_text(html.page(runs), encoding="utf-8")
-        photograph(pages)
+        bold, gentle, simplified = (read(run) for run in (train(folder, 3e-2), train(folder, 3e-3), simplify(folder)))
+        pages = {}
+        for name, runs in {"one": [bold], "two": [bold, gentle], "simplified": [simplified]}.items():
+            pages[name] = folder / f"{name}.html"
+            pages[name].write_text(html.page(runs), encoding="utf-8")
+        photograph(pages, names or list(PICTURES))
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    main(sys.argv[1:])

@@ -82,7 +82,11 @@ def test_compare_says_what_differs(run: Path, capsys: pytest.CaptureFixture[str]
     assert (rows["setting every"]["A"], rows["setting every"]["B"]) == (7, 9)
     assert "version topoopt" not in rows
     assert main(["compare", str(run), str(other)]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    heads, table, same = capsys.readouterr().out.split("\n\n")
+    assert [line.rsplit(": ", 1)[1] for line in heads.splitlines() if " is " in line] == ["right", "too high"]
+    assert max(map(len, table.splitlines())) <= 80
+    assert not [line for line in table.splitlines() if line.startswith("model")]
+    assert same.startswith("the same in both: started, model, parameters, optimizer")
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -112,7 +116,7 @@ def test_watch_ends_with_the_run(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["watch", str(run)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-4:] == ["the run ended after 20 steps", *a_verdict().lines]
-    assert sum("constrained" in line for line in out) == 50
+    assert sum("constrained" in line for line in out) == 100  # readings, and the measurements between them
     assert sum(line.split()[0] == "20" for line in out) == 1  # a reading is told with its measurement
 
 

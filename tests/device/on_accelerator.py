@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from accelerator import DEVICE, Wait, waits
 from device_runs import OPTIMIZERS, batches, network, train, weights, wrapped
 from torch import nn
 from torch.utils._pytree import tree_map
+
+from topoopt import discover, verify
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -70,6 +73,46 @@ def test_every_mode_and_every_rule(mode: str, rule: str) -> None:
     ordinary = [seen for what, seen in found.values() if what == "nothing"]
     assert ordinary or mode != "report"
     assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
+
+
+OTHERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "Rprop"]
+"""The rest of torch's rules. SparseAdam takes none of these gradients; ASGD calls `as_tensor`, which this device has not."""
+
+
+def other(rule: str, *, measured: bool) -> tuple[nn.Module, Any]:
+    model = network(3).to(DEVICE)
+    own = [p for p in model.parameters() if p.ndim == 2] if rule == "Muon" else list(model.parameters())
+    plain = getattr(torch.optim, rule)(own, lr=1e-2, **({"max_iter": 2} if rule == "LBFGS" else {}))
+    return model, wrapped(model, plain, wait=True, homology=0) if measured else plain
+
+
+def closed(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("rule", OTHERS)
+def test_the_other_rules_of_torch(rule: str) -> None:
+    bare, plain = other(rule, measured=False)
+    model, optimizer = other(rule, measured=True)
+    found: dict[int, tuple[str, list[Wait]]] = {}
+    after = followed(optimizer, found)
+    for x, y in batches(6, DEVICE):
+        for one, its in ((bare, plain), (model, optimizer)):
+            closure = functools.partial(closed, one, its, x, y)
+            if rule != "LBFGS":
+                closure()
+            with waits() as seen:
+                its.step(closure) if rule == "LBFGS" else its.step()
+        after(seen)
+    assert not optimizer.last.counts.get("faults"), optimizer.last.counts
+    assert optimizer.last.groups
+    assert all(reading.r > 0 or reading.reason for reading in optimizer.readings)
+    ordinary = [seen for what, seen in found.values() if what == "nothing" and rule != "LBFGS"]  # its own loop reads
+    assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
+    assert all(torch.equal(a, b) for a, b in zip(weights(bare), weights(model), strict=True))
 
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
@@ -165,23 +208,63 @@ def test_a_mix_of_devices_raises_for_the_user_and_the_run_goes_on() -> None:
     assert not optimizer.last.counts.get("faults")
 
 
-def test_a_model_over_two_devices() -> None:
-    class Apart(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, _, self.second, _, self.head = copy.deepcopy(network())
-            self.second.to(DEVICE), self.head.to(DEVICE)
+class Apart(nn.Module):
+    """The perceptron of three layers, the first on the host: its first group lies on both devices."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.second(self.first(x).tanh().to(DEVICE)).tanh())
+    def __init__(self, *, to: torch.device = DEVICE) -> None:
+        super().__init__()
+        self.first, _, self.second, _, self.head = copy.deepcopy(network())
+        self.to_second = to
+        self.second.to(to), self.head.to(to)
 
-    model = Apart()
-    optimizer = wrapped(model, torch.optim.AdamW(model.parameters(), 1e-2, foreach=False), per_group=False)
-    for x, y in batches(6, CPU):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y.to(DEVICE)).backward()
-        optimizer.step()
-    reference = network()
-    other = wrapped(reference, torch.optim.AdamW(reference.parameters(), 1e-2, foreach=False), per_group=False)
-    train(reference, other, 6, CPU)
-    assert [r.r for r in optimizer.readings] == pytest.approx([r.r for r in other.readings], rel=1e-3)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).tanh().to(self.to_second)).tanh())
+
+
+@pytest.mark.parametrize(
+    ("mode", "rule", "keep"),
+    [("report", "AdamW", "none"), ("report", "SGD", "device"), ("preserve", "momentum", "host"),
+     ("simplify", "RMSprop", "none"), ("hold", "SGD", "none")],
+)  # fmt: skip
+def test_a_model_over_two_devices(mode: str, rule: str, keep: str) -> None:
+    found = []
+    for to in (DEVICE, CPU):
+        model, steps = Apart(to=to), {}
+        optimizer = wrapped(model, OPTIMIZERS[rule](model.parameters(), to), mode=mode, keep=keep, wait=True)
+        after = followed(optimizer, steps)
+        for x, y in batches(13, CPU):
+            optimizer.zero_grad()
+            with waits() as seen:
+                nn.functional.cross_entropy(model(x), y.to(to)).backward()
+                optimizer.step()
+            after(seen)
+        assert optimizer.measured
+        assert not optimizer.last.skipped.keys() - {"phase"}, optimizer.last.skipped
+        assert not optimizer.last.counts.get("faults")
+        ordinary = [seen for what, seen in steps.values() if what == "nothing"]
+        assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
+        found.append(optimizer)
+    ours, host = found
+    assert [r.r for r in ours.readings] == pytest.approx([r.r for r in host.readings], rel=1e-3)
+    assert ours.last.groups.keys() == host.last.groups.keys()
+    for name, group in host.last.groups.items():
+        assert ours.last.groups[name].gain == pytest.approx(group.gain, rel=1e-3)
+        assert [len(d) for d in ours.last.groups[name].diagrams] == [len(d) for d in group.diagrams]
+
+
+def test_groups_over_two_devices() -> None:
+    model, x = Apart(), batches(1, CPU)
+    inputs, _ = next(x)
+    before = [p.detach().cpu().clone() for p in model.parameters()]
+    groups = discover(model, inputs)
+    assert {(group.n, tuple(group.points(model).shape)) for group in groups} == {(12, (12, 23)), (12, (12, 16))}
+    assert all(group.points(model).device == DEVICE for group in groups)
+    assert all(verify(model, group, inputs) < 1e-9 for group in groups)
+    out = model(inputs).cpu()
+    for group in groups:
+        group.permute(model, torch.arange(group.n).roll(1))
+    assert torch.allclose(model(inputs).cpu(), out, atol=1e-5)
+    for group in groups:
+        points = group.points(model)
+        group.scatter(model, points[torch.arange(group.n).roll(-1).to(DEVICE)])
+    assert all(torch.equal(p.detach().cpu(), was) for p, was in zip(model.parameters(), before))

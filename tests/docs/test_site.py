@@ -16,6 +16,7 @@ from doc_blocks import Block, Session, blocks
 
 from topoopt import TopoConfig, TopoOptimizer
 from topoopt.cli.arguments import parser
+from topoopt.integrations import rows
 from topoopt.measurement import GroupMeasurement, SpectralReading
 from topoopt.verdict import STATES, Verdict
 
@@ -67,6 +68,13 @@ def test_every_key_is_explained() -> None:
     assert {state for state in STATES if f"**{state}**" not in page} == set()
 
 
+def test_every_panel_of_the_trackers_is_explained() -> None:
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    trackers = page.split("## In W&B, TensorBoard and trackio")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(topo/\w+)`", trackers, flags=re.MULTILINE)) == set(rows.HEADLINES)
+    assert {rows.DETAILS, rows.LAYERS} <= set(re.findall(r"`(topo_\w+/)", trackers))
+
+
 def test_every_setting_is_explained() -> None:
     page = (ROOT / "docs" / "how-to" / "budget.md").read_text(encoding="utf-8")
     assert {f.name for f in fields(TopoConfig)} <= set(re.findall(r"`(\w+)`", page))
@@ -89,6 +97,12 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
             r"<(?:script|img|link)[^>]+(?:src|href)=\"?(https?:[^\"> ]+)", page.read_text(encoding="utf-8")
         )
         assert loaded == [], page.name
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_picture_that_is_shown_is_there(page: Path) -> None:
+    for shown in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / shown).is_file(), shown
 
 
 def test_pictures_are_small_and_have_their_script() -> None:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from device_runs import accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -190,12 +191,13 @@ def test_working_set(name, arguments, matrices, clouds):
 
 @pytest.mark.gpu
 def test_on_the_gpu():
-    x = cloud(700, 96).cuda()
+    x = cloud(700, 96).to(accelerator())
     x[1] = x[0] + 1e-6
-    torch.backends.cuda.matmul.allow_tf32 = True
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # the model's own products may be in less
     try:
         found = distances(x)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
-    assert found.is_cuda
+        torch.set_float32_matmul_precision(before)
+    assert found.device == x.device
     assert relative_error(found.cpu(), oracle(x.cpu())) < 1e-4

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from device_runs import accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,7 +207,8 @@ def test_neurons_that_are_not_finite_are_named(function, which):
 
 @pytest.mark.gpu
 def test_on_the_gpu():
+    device = accelerator()
     x, y = cloud(500, 64), cloud(500, 64, seed=1)
-    found, expected = compare(x.cuda(), x.cuda() + 1e-3 * y.cuda()), compare(x, x + 1e-3 * y)
+    found, expected = compare(x.to(device), x.to(device) + 1e-3 * y.to(device)), compare(x, x + 1e-3 * y)
     assert found.gain == pytest.approx(expected.gain, rel=1e-4)
     assert found.lower == pytest.approx(expected.lower, rel=1e-6)

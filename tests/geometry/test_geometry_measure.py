@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from device_runs import accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -65,6 +66,8 @@ def assert_is_what_each_finds(before, after, windows):
     matrix = distances(after)
     assert found.deaths == pytest.approx(spanning_tree(matrix, points=after).deaths.double().numpy(), rel=1e-4)
     assert found.deaths.dtype == np.float64
+    ends = after.double()[torch.from_numpy(found.edges)]
+    assert found.deaths == pytest.approx((ends[:, 0] - ends[:, 1]).norm(dim=1).numpy(), rel=1e-4)
     assert np.array_equal(found.h0, h0_diagram(found.deaths))
     assert found.merge_margin == found.deaths[0]
     assert found.diameter == pytest.approx(float(matrix.max()), rel=1e-4)
@@ -241,7 +244,8 @@ def test_effective_rank_of_known_clouds():
 
 @pytest.mark.gpu
 def test_on_the_gpu():
+    device = accelerator()
     x, y = twins(500, 64, 0, 1e-4), twins(500, 64, 0, 1e-4) + 1e-3 * cloud(500, 64, seed=1)
-    on_gpu, on_cpu = collect([measure(x.cuda(), y.cuda(), windows={"first": StoredCloud.of(x)}), measure(x, y)])
+    on_gpu, on_cpu = collect([measure(x.to(device), y.to(device), windows={"first": StoredCloud.of(x)}), measure(x, y)])
     assert on_gpu.distortion.gain == pytest.approx(on_cpu.distortion.gain, rel=1e-4)
     assert on_gpu.deaths == pytest.approx(on_cpu.deaths, rel=1e-4)

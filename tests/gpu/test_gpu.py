@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-from device_runs import OPTIMIZERS, batches, network, train, weights, wrapped
+from device_runs import OPTIMIZERS, accelerator, batches, network, train, weights, wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,10 +23,7 @@ READING, MEASUREMENT = 4, 8
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cpu":
         return torch.device("cpu")
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if found is None:
-        pytest.skip("torch finds no accelerator here")
-    return torch.device(found.type, torch.accelerator.current_device_index())
+    return accelerator()
 
 
 def amp(device: torch.device, dtype: torch.dtype | None) -> Callable[[], AbstractContextManager[Any]]:
@@ -155,6 +153,37 @@ def test_few_synchronisations_and_none_on_ordinary_steps(device: torch.device) -
         read, known = len(optimizer.readings) > known, len(optimizer.readings)
         bound = MEASUREMENT if optimizer.measured else READING if read else 0
         assert len(found) <= bound or step == 0, (step, found)
+
+
+def waiting(step: Callable[[], Any]) -> Counter[str]:
+    """What of a call makes the host wait, by the profiler: numbers read, copies to the host, synchronisations."""
+    with torch.profiler.profile(activities=torch.profiler.supported_activities(), acc_events=True) as profile:
+        step()
+    told = [event.name for event in profile.events()]
+    return Counter(n for n in told if "ynchronize" in n or "_local_scalar_dense" in n or "DtoH" in n)
+
+
+def test_an_ordinary_step_waits_for_what_the_bare_one_does_by_the_profiler(device: torch.device) -> None:
+    runs: list[list[Counter[str]]] = []
+    ordinary: list[int] = []
+    for measured in (False, True):
+        model = network(4).to(device)
+        optimizer: Any = OPTIMIZERS["fused AdamW"](model.parameters(), device)
+        if measured:
+            optimizer = wrapped(model, optimizer, every=20, homology=0)
+        seen, known = [], 0
+        for step, (x, y) in enumerate([(x.clone(), y.clone()) for x, y in batches(16, device)]):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            seen.append(waiting(optimizer.step))
+            if measured and len(optimizer.readings) == known and not optimizer.measured:
+                ordinary.append(step)
+            known = len(optimizer.readings) if measured else 0
+        runs.append(seen)
+    bare, ours = runs
+    assert ordinary
+    assert [ours[step] for step in ordinary] == [bare[step] for step in ordinary]
+    assert any(ours[step] != bare[step] for step in range(16) if step not in ordinary)  # a reading is seen
 
 
 def test_training_goes_on_where_a_batch_is_elsewhere(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from device_runs import accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,4 +54,4 @@ def test_not_finite():
 @pytest.mark.gpu
 def test_on_the_gpu():
     matrix = distances(cloud(500, 3))
-    assert torch.equal(loop_births(matrix.cuda()).cpu(), loop_births(matrix))
+    assert torch.equal(loop_births(matrix.to(accelerator())).cpu(), loop_births(matrix))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ripser
 import torch
+from device_runs import accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cut_tree, is_valid_linkage, linkage
@@ -16,7 +17,7 @@ from topoopt.errors import MeasurementError
 from topoopt.geometry import distances
 from topoopt.geometry.tree import minimum_spanning_tree
 from topoopt.homology import spanning_tree
-from topoopt.homology.merge_tree import merge_tree
+from topoopt.homology.merge_tree import last_merges, merge_tree
 
 
 def cloud(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -170,6 +171,20 @@ def test_the_merge_tree_is_single_linkage(n, seed, clusters):
     assert same == expected_same
 
 
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), seed=st.integers(0, 1000), most=st.integers(0, 45))
+def test_the_last_merges_are_the_end_of_the_tree(n, seed, most):
+    tree = spanning_tree(distances(cloud(n, 3, seed, torch.float64)))
+    sizes, merges = last_merges(tree.edges.numpy(), most)
+    assert len(merges) == min(most, n - 1) == len(sizes) - 1
+    whole = merge_tree(tree)
+    left = cut_tree(whole, len(sizes)).ravel() if n > 1 else np.zeros(1, int)
+    assert list(sizes) == [int((left == left[i]).sum()) for i in sorted(np.unique(left, return_index=True)[1])]
+    for a, b in merges:
+        sizes = (*sizes, sizes[a] + sizes[b])
+    assert list(sizes[len(sizes) - len(merges) :]) == whole[len(whole) - len(merges) :, 3].tolist()
+
+
 PEAK = """
 import resource, torch
 from topoopt.homology import spanning_tree
@@ -195,6 +210,7 @@ def test_working_set():
 @pytest.mark.gpu
 def test_on_the_gpu():
     matrix = distances(cloud(900, 20))
-    tree = spanning_tree(matrix.cuda())
-    assert tree.edges.is_cuda
+    device = accelerator()
+    tree = spanning_tree(matrix.to(device))
+    assert tree.edges.device == device
     assert torch.equal(tree.deaths.cpu(), spanning_tree(matrix).deaths)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ripser
 import torch
+from device_runs import accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,5 +143,5 @@ def test_what_is_installed_decides(monkeypatch):
 @pytest.mark.gpu
 def test_on_the_gpu():
     x = cloud(200, 10)
-    on_gpu, on_cpu = persistence(x.cuda()), persistence(x)
+    on_gpu, on_cpu = persistence(x.to(accelerator())), persistence(x)
     assert bottleneck(on_gpu.diagrams[1], on_cpu.diagrams[1]) < 1e-5

@@ -12,6 +12,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from device_runs import accelerator
 
 from topoopt.errors import ConfigError, MeasurementError
 from topoopt.geometry import distances
@@ -250,9 +251,10 @@ def test_the_users_main_module_is_not_run_again():
 
 @pytest.mark.gpu
 def test_distances_made_on_another_stream():
-    worker, stream = HomologyWorker(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        made = distances(torch.randn(2000, 64, device="cuda"))
+    device = accelerator()
+    worker = HomologyWorker()
+    with torch.Stream(device):
+        made = distances(torch.randn(2000, 64, device=device))
         worker.submit("a", 1, made)
     (done,) = worker.collect(wait=True)
     expected = persistence(distances=made.cpu()).diagrams[1]

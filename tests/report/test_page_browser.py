@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_records import VERDICT, trained
+from page_records import VERDICT, looks, trained
 
 from topoopt.report.html import page as render
 
@@ -24,7 +24,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: apt
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 
 HOSTILE = "=1+</script><script>window.PWNED=1</script><img src=x onerror=window.PWNED=1>"
-RUNS = {"one": [trained()], "two": [trained("a"), trained("b", lr=0.02, layers=2)], "hostile": [trained(HOSTILE[2:30])]}
+RUNS = {
+    "one": [trained()],
+    "two": [trained("a", decisions=looks()), trained("b", lr=0.02, layers=2)],
+    "hostile": [trained(HOSTILE[2:30])],
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_everything_is_drawn(visit: Any) -> None:
     assert page.locator("#timeline-chart svg").count() == 1
     assert page.locator("#timeline-chart .band").count() == 3
     assert page.locator("#heat-chart .cell").count() == 3 * 12
-    assert page.locator("#layer-pictures svg").count() == 6
+    assert page.locator("#layer-pictures svg").count() == 8
     for svg in page.locator("svg[role]").all():
         for named in svg.get_attribute("aria-labelledby").split():
             assert page.locator(f"#{named}").text_content().strip()
@@ -119,6 +123,27 @@ def test_a_click_opens_the_layer_as_it_was_and_the_slider_goes_through_its_steps
     assert page.locator("#layer-facts").inner_text().startswith("Step 50: ")
     assert page.locator("#layer-pictures").inner_html() != pictures
     assert page.locator("#layer-pictures h3").all_inner_texts()[:2] == ["Barcode, start, step 0", "Barcode, step 50"]
+
+
+def test_the_bracket_opens_down_to_its_lower_bound(visit: Any) -> None:
+    page = visit()
+    lowest = "[...document.querySelectorAll('#timeline-chart .axis text')].map((one) => Number(one.textContent)).filter(Boolean)"
+    if page.locator("#whole-bracket").count() == 0:
+        pytest.fail("the bound of this run is far below r, so it should be asked for")
+    before = page.evaluate(f"Math.min(...{lowest})")
+    page.locator("#whole-bracket").check()
+    assert page.locator("#timeline-chart .bracket").count() == 1
+    assert page.evaluate(f"Math.min(...{lowest})") <= before
+
+
+def test_the_course_has_a_picture_for_each_measure_and_follows_the_run(visit: Any) -> None:
+    page = visit("two")
+    assert page.locator("#course-pictures h3").all_inner_texts() == [
+        "Effective rank at each rate", "Silent at each rate", "Loss at each rate"
+    ]  # fmt: skip
+    assert page.locator("#course-pictures .ring").count() == 3
+    page.locator("#course-controls-run").select_option(label="b")
+    assert page.locator("#course-pictures svg").count() == 0
 
 
 def test_keys_alone_open_a_layer(visit: Any) -> None:
@@ -214,12 +239,14 @@ CONTRASTS = """() => {
   const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, share, k) => sum + share * linear(rgb[k] / 255), 0);
   const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
   const ground = colour(getComputedStyle(document.querySelector("#timeline")).backgroundColor), rows = [];
-  const decoration = ".tint, .bracket, .band, .cell, .chosen-halo, [fill=transparent]"; // what they say, lines say too
+  const decoration = ".tint, .bracket, .band, .cell, .chosen-halo, .share, [fill=transparent]"; // lines and words say it too
   for (const one of document.querySelectorAll("svg text, svg path, svg circle, svg rect")) {
     if (one.matches(decoration) || one.closest(".icon, defs, .legend")) continue;
     const style = getComputedStyle(one), text = one.tagName === "text";
     const paints = text ? [style.fill] : [style.stroke, one.matches("rect") ? "none" : style.fill];
-    const known = paints.filter((paint) => paint.startsWith("rgb")).map((paint) => ratio(colour(paint), ground));
+    const cell = one.matches(".cell-value") && one.previousElementSibling; // a number stands on its cell
+    const under = cell ? colour(d3.color(cell.getAttribute("fill")).formatRgb()) : ground;
+    const known = paints.filter((paint) => paint.startsWith("rgb")).map((paint) => ratio(colour(paint), under));
     if (known.length) rows.push([one.getAttribute("class") || one.tagName, text ? 4.5 : 3, Math.max(...known)]);
   }
   return rows;
@@ -230,7 +257,7 @@ CONTRASTS = """() => {
 def test_text_and_marks_stand_out_from_their_ground(visit: Any, scheme: str) -> None:
     measured = visit("two", scheme=scheme).evaluate(CONTRASTS)
     classes = {str(name).split()[0] for name, _, _ in measured}
-    assert {"line", "hatch", "level", "dot", "event", "frame", "soft"} <= classes
+    assert {"line", "hatch", "level", "dot", "event", "frame", "soft", "ring", "cell-value"} <= classes
     assert [row for row in measured if row[2] < row[1]] == []
 
 

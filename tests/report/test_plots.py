@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measurements import make
-from page_records import measured, readings, record, trained
+from page_records import looks, measured, readings, record, trained
 
 from topoopt import plots
 from topoopt.errors import ConfigError
 from topoopt.report.plots import betti_figure, diagram_figure, history_figure, overview_figure
 
-EVERY: list[Callable[..., Axes]] = [plots.phases, plots.layers, plots.diagram, plots.barcode, plots.betti]
+EVERY: list[Callable[..., Axes]] = [
+    plots.phases, plots.layers, plots.diagram, plots.barcode, plots.betti, plots.merge_tree
+]  # fmt: skip
 
 
 def run() -> Any:
@@ -105,6 +108,28 @@ def test_a_barcode_has_a_bar_for_each_feature() -> None:
     group = measured(0, 0, 1).groups["layer.0.weight"]
     axes = plots.barcode(group)
     assert [len(bars.get_segments()) for bars in axes.collections] == [len(d) for d in group.diagrams]  # type: ignore[attr-defined]
+
+
+def test_a_merge_tree_joins_at_its_distances() -> None:
+    group = measured(0, 0, 1).groups["layer.0.weight"]
+    joined = [float(branch.get_xdata()[1]) for branch in plots.merge_tree(group).get_lines()]  # type: ignore[index]
+    np.testing.assert_allclose(joined, group.linkage()[:, 2])
+    without = plots.merge_tree(replace(group, merge_tree=None))
+    assert [text.get_text() for text in without.texts] == ["no merge tree was recorded"]
+    assert plots.merge_tree(run()).get_title() == "layer layer.0.weight, step 110"
+
+
+def test_a_course_is_dose_and_response() -> None:
+    ramp = trained(decisions=looks()).runs[0]
+    axes = plots.course(ramp)
+    np.testing.assert_allclose(
+        line(axes, "effective rank, of 12"), [[1.03, 1], [1.339, 7 / 12], [1.7407, 0.25]], rtol=1e-3
+    )
+    assert line(plots.course(ramp, measure="silent"), "silent, of 5")[:, 1].tolist()[:2] == [0.0, 1.0]
+    with pytest.raises(ConfigError, match="measure='twins' was not looked at: choose from effective_rank, silent"):
+        plots.course(ramp, measure="twins")
+    with pytest.raises(ConfigError, match="no course: only Simplify"):
+        plots.course(run())
 
 
 def test_a_comparison_is_in_units_of_the_edge() -> None:

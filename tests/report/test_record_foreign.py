@@ -35,7 +35,12 @@ GROUP: dict[str, Any] = {
     "proximity_step": [IMG, 2**60],
     "diagrams": [IMG, ["f4:@@"], ["f4:AAAA"], ["f9:AAAAAAAA"], [[[1]]], [[["x", 1]]], [3], [None]],
     "distortion": [[1], [1, 2, 3], "ab", None],
-}
+    "merge_tree": [
+        "x", [], {"sizes": [1], "merges": [[0, 1]]}, {"sizes": [1, 1], "merges": [[0, 2]]}, {"sizes": [], "merges": []},
+        {"sizes": [1, 1, 1], "merges": [[0, 1], [0, 3]]}, {"sizes": [1, 0], "merges": [[0, 1]]},
+        {"sizes": [1, 1], "merges": [[-1, 0]]},
+    ],
+}  # fmt: skip
 
 
 def measurement_line(version: int) -> tuple[str, dict[str, Any]]:

@@ -6,14 +6,17 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from measurements import make
+from page_records import measured
 from runs import a_run, a_summary, a_verdict, write_run
+from scipy.cluster.hierarchy import is_valid_linkage
 
 from topoopt import Phase, TopoConfig
 from topoopt.errors import FileError
 from topoopt.measurement import Decision, SpectralReading
-from topoopt.report import JsonLines, RecordError, lazy, lines, read, reading
+from topoopt.report import JsonLines, RecordError, html, lazy, lines, read, reading
 
 GOLDEN = Path(__file__).parent / "golden" / "version1.jsonl"
 
@@ -190,6 +193,28 @@ def test_an_impossible_place_is_named(place: str) -> None:
 def test_a_folder_or_device_is_refused(place: str) -> None:
     with pytest.raises(RecordError, match="not a file"):
         JsonLines(place)
+
+
+def test_a_record_without_merge_trees_is_read_and_shown() -> None:
+    """`version2.jsonl` was written before there were any: what it lacks is not known, and nothing else is lost."""
+    record = read(GOLDEN.with_name("version2.jsonl"))
+    assert not record.problems
+    assert [m.step for m in record.measurements] == [0, 10, 20]
+    group = record.measurements[-1].groups["0"]
+    assert group.merge_tree is None
+    assert group.linkage().shape == (0, 4)
+    assert record.verdict is not None
+    assert record.verdict.advice in html.page(record)
+
+
+def test_a_merge_tree_comes_back_as_it_was(tmp_path: Path) -> None:
+    m = make(0, groups=measured(0, 0, 1).groups)
+    with JsonLines(tmp_path / "record.jsonl") as sink:
+        sink(m)
+    before, after = (one.groups["layer.0.weight"] for one in (m, read(tmp_path).measurements[0]))
+    assert after.merge_tree == before.merge_tree
+    np.testing.assert_allclose(after.linkage(), before.linkage(), rtol=1e-6)
+    assert is_valid_linkage(after.linkage())
 
 
 def test_records_of_version_1_are_read() -> None:

@@ -28,7 +28,7 @@ def check(arguments: argparse.Namespace) -> int:
         terminal = Terminal()
         terminal.say(f"{'passed' if passed else 'failed'}: {reason}")
         for line in () if arguments.quiet else lines:
-            terminal.say(line)
+            terminal.paragraph(line)
     return 0 if passed else FAILED
 
 

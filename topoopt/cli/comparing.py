@@ -9,20 +9,29 @@ from topoopt.cli.figures import emit, figures
 from topoopt.cli.making import opened
 from topoopt.report import RunRecord
 from topoopt.report.tables import Row
-from topoopt.terminal import Terminal
+from topoopt.terminal import STYLES, Terminal
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print the runs' figures side by side, and the settings and versions in which they differ."""
+    """Print both verdicts, and the figures, settings and versions in which the runs differ; as data all figures."""
     a, b = (opened(path, quiet=arguments.quiet).last for path in arguments.records)
     rows = differences(a, b)
     if emit(arguments, rows, rows):
         return 0
     terminal = Terminal()
-    terminal.table([{name: _short(value) for name, value in row.items()} for row in rows])
-    for label, run in (("A", a), ("B", b)):
-        if run.verdict is not None and not arguments.quiet:
-            terminal.say(f"{label}: {run.verdict.happened}")
+    if not arguments.quiet:
+        for label, run in (("A", a), ("B", b)):
+            state = run.verdict.state if run.verdict is not None else "no verdict"
+            terminal.paragraph(f"{label} is {run.path}: {state}", STYLES.get(state, ""))
+            if run.verdict is not None:
+                terminal.paragraph(f"   {run.verdict.happened}")
+        terminal.say()
+    different = [row for row in rows if row["A"] != row["B"]]
+    terminal.table([{name: _short(value) for name, value in row.items()} for row in different])
+    same = [row[""] for row in rows if row["A"] == row["B"] and row["A"] is not None]
+    if same and not arguments.quiet:
+        terminal.say()
+        terminal.paragraph(f"the same in both: {', '.join(same)}")
     return 0
 
 

@@ -46,7 +46,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     for name, value in {**said, **(cost or {})}.items():
         terminal.say(f"{name:<20}  {value}")
     terminal.say()
-    terminal.table([_installed(name, extra) for name, extra in extras.items()])
+    libraries = [_installed(name, extra) for name, extra in extras.items()]
+    if all(not one["install"] for one in libraries):
+        libraries = [{key: value for key, value in one.items() if key != "install"} for one in libraries]
+    terminal.table(libraries)
     return 0
 
 

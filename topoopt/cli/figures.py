@@ -13,7 +13,7 @@ from typing import Any
 from topoopt.errors import ConfigError
 from topoopt.report import Record, RunRecord
 from topoopt.report.tables import Row, final_losses, over_edge, write_csv
-from topoopt.terminal import Terminal
+from topoopt.terminal import STYLES, Terminal
 
 
 def chosen(record: Record, id: str | None) -> RunRecord:
@@ -71,13 +71,25 @@ def emit(arguments: argparse.Namespace, data: Any, rows: Sequence[Row]) -> bool:
     return True
 
 
-def tell_verdict(terminal: Terminal, run: RunRecord) -> None:
-    """The verdict's three lines."""
+def tell_verdict(terminal: Terminal, run: RunRecord, *, titled: bool = False) -> None:
+    """The verdict's three lines; its word before them where a title is asked for."""
     if run.verdict is None:
         terminal.say("no verdict: the record holds no reading")
         return
+    if titled:
+        terminal.say(f"verdict: {run.verdict.state}", STYLES.get(run.verdict.state, ""))
     for line in run.verdict.lines:
-        terminal.say(line)
+        terminal.paragraph(line)
+
+
+def for_people(row: Row) -> Row:
+    """Figures as they are read: a share in percent, a time with its unit."""
+    units = {"share of measuring": lambda v: f"{100 * v:.3g} %", "seconds": lambda v: f"{v:.4g} s"}
+    names = {"share of measuring": "measuring took", "seconds": "wall time"}
+    return {
+        names.get(name, name): units[name](value) if name in units and value is not None else value
+        for name, value in row.items()
+    }
 
 
 def jsonable(value: Any) -> Any:

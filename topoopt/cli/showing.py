@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from topoopt.cli.figures import chosen, emit, figures, tell_verdict
+from topoopt.cli.figures import chosen, emit, figures, for_people, tell_verdict
 from topoopt.cli.making import opened
 from topoopt.report import RunRecord
 from topoopt.report.tables import Row, card
@@ -19,6 +19,11 @@ BRIEF = {
     "decisions": ("step", "scale", "policy", "rule", "note"),
 }
 """Columns that fit on a screen; `--csv` and `--json` have all."""
+HEADS: dict[str, str] = {
+    "proximity": "r", "r_over_edge": "r/e", "lr": "rate", "lr_scale": "factor", "scale": "factor", "n": "neurons",
+    "gain": "r_pair", "distortion_lower": "a", "distortion_upper": "b", "merge_margin": "nearest",
+}  # fmt: skip
+"""What people call a column, as on the page; data keep the fields' own names."""
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -29,16 +34,16 @@ def show(arguments: argparse.Namespace) -> int:
     if emit(arguments, _data(run, arguments.table, rows), rows):
         return 0
     terminal = Terminal()
+    if not arguments.quiet and len(record.runs) > 1:
+        terminal.say(f"{record.path} holds {len(record.runs)} runs")
+        terminal.table([card(one) for one in record.runs])
+    tell_verdict(terminal, run, titled=not arguments.quiet)
     if not arguments.quiet:
-        if len(record.runs) > 1:
-            terminal.say(f"{record.path} holds {len(record.runs)} runs")
-            terminal.table([card(one) for one in record.runs])
+        terminal.say()
         _card(terminal, run)
         terminal.say()
-    tell_verdict(terminal, run)
-    if not arguments.quiet:
-        terminal.say()
-        terminal.table([{name: row[name] for name in BRIEF[arguments.table]} for row in rows])
+        names: Sequence[str] = BRIEF[arguments.table]
+        terminal.table([{HEADS.get(name, name): row[name] for name in names} for row in rows])
         for problem in run.problems[:5]:
             terminal.say(problem)
     return 0
@@ -54,7 +59,12 @@ def thinned(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def _card(terminal: Terminal, run: RunRecord) -> None:
-    known = {name: value for name, value in figures(run).items() if value is not None}
+    known = {name: value for name, value in for_people(figures(run)).items() if value is not None}
+    known = {
+        name: value
+        for name, value in known.items()
+        if name != "verdict" and not (name == "lines not read" and not value)
+    }
     width = max(map(len, known))
     for name, value in known.items():
         terminal.say(f"{name:<{width}}  {cell(value)}")

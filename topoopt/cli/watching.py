@@ -12,6 +12,7 @@ from pathlib import Path
 from topoopt.errors import ConfigError
 from topoopt.report import lines
 from topoopt.report.reading import decode, located
+from topoopt.report.steps import phase_of
 from topoopt.terminal import Terminal
 
 TAIL = 2**16
@@ -86,7 +87,7 @@ def told(line: lines.Line) -> list[str]:
             return [_row(m.step, str(m.phase), m.proximity, m.edge, used, m.loss)]
         case lines.ReadingLine(one):
             used = one.lr[0] * one.scale if one.lr else math.nan
-            return [_row(one.step, one.warming and "warming up", one.r, one.edge, used, one.loss)]
+            return [_row(one.step, phase_of(one), one.r, one.edge, used, one.loss)]
         case lines.DecisionLine(step, one):
             return [f"{step:>8}  factor {one.scale:.4g} by {one.policy} ({one.rule}) {one.note}".rstrip()]
         case lines.VerdictLine(step, one):

@@ -173,8 +173,6 @@ class FiniteDifferences(Engine):
         """Loss at the end of the last difference."""
         self.known_rounding: Tensor | None = None
         """(parameters,) sizes of the rounding in each gradient, once they have been measured."""
-        self.lost: dict[int, Tensor] | None = None
-        """Places in each parameter of the weights that are left out, since their gradients are rounding."""
 
     def at(self, point: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """Loss and gradient, averaged over ranks, at the weights `point`."""

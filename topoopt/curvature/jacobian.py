@@ -240,18 +240,7 @@ def _without_rounding(
     if not isinstance(engine, FiniteDifferences):
         return weight, []
     lost, count = drowned(engine, layout, gradient, weight)
-    engine.lost = _by_parameter(layout, lost) if count else None
     return weight.masked_fill(lost, 0.0), [*([DROWNED.format(count if count > 0 else "some")] if count else [])]
-
-
-def _by_parameter(layout: Layout, mask: Tensor) -> dict[int, Tensor]:
-    """Places that a flat mask marks in each parameter, or this rank's part of it: two host reads."""
-    sizes = [sharding.part(p.detach(), p).numel() * (2 if p.is_complex() else 1) for p in layout.parameters]
-    ends = torch.tensor(sizes).cumsum(0)
-    places = mask.nonzero().flatten()
-    cuts = torch.searchsorted(places, ends.to(places.device, non_blocking=True)).tolist()
-    found = zip([0, *cuts], cuts, [0, *ends.tolist()])
-    return {i: places[a:b] - start for i, (a, b, start) in enumerate(found) if b > a}
 
 
 def engine_for(asked: str, layout: Layout, form: str) -> str:

@@ -86,11 +86,7 @@ class Operator:
         self._settings = list(layout.settings(optimizer))
         self._factor, self._clipped = passage.uniform, passage.clipped or passage.direction is not None
         self._sign = -1.0 if layout.owners[0].get("maximize") else 1.0
-        self.lost: Masks = {}
-        """Weights to leave out: their gradients are rounding."""
-        self.largest: Tensor | None = None
-        """Largest rate of a weight whose gradient is exactly 0: one that has not moved yet (an embedding's row, a factor beside
-        one that starts at 0) has Adam's largest, lr / eps, which no step of it has used."""
+        self.rounding: Rounding | None = None
         self.block: Masks | None = None
         """The weights of a block; None for all."""
         self.products = 0
@@ -114,11 +110,9 @@ class Operator:
     def scaled(self, i: int, part: Tensor) -> Tensor:
         """w^1/2 times a part, in place; 0 where it is left out."""
         rate, _ = self.rate(i)
-        if self.largest is not None and isinstance(rate, Tensor):
-            rate.masked_fill_((self._grad(i) == 0) & (rate > self.largest), 0.0)
+        if self.rounding is not None and isinstance(rate, Tensor):
+            rate.masked_fill_(self.rounding.drowns(i, self._grad(i), rate), 0.0)
         part.mul_(rate.mul(self._factor).sqrt_() if isinstance(rate, Tensor) else math.sqrt(rate * self._factor))
-        if i in self.lost:
-            part.masked_fill_(self.lost[i], 0.0)
         if self.block is not None:
             part.mul_(self.block[i]) if i in self.block else part.zero_()
         return part
@@ -172,7 +166,7 @@ class Operator:
         if not self._clipped:
             return
         pairs = [(v, p.grad) for v, p in zip(vectors, self.parameters) if p.grad is not None]
-        inner = torch.stack([(v * g).sum() for v, g in pairs]).sum()
+        inner = _total([(v * g).sum() for v, g in pairs])
         square = torch.nn.utils.get_total_norm([g for _, g in pairs]).square().clamp_min(1e-38)
         for v, g in pairs:
             v.addcmul_(g, (inner / square).to(v), value=-1)
@@ -180,37 +174,40 @@ class Operator:
     # -- weights whose gradient is rounding --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def leave_out_rounding(self, known: Tensor | None) -> tuple[Tensor | None, int]:
-        """Leave out what finite differences cannot see (see `jacobian.drowned`, which says why).
+    def leave_out_rounding(self, known: Rounding | None) -> tuple[Rounding | None, int]:
+        """Leave out what finite differences cannot see (`jacobian.drowned` says why), by the rounding that is `known`, or found.
 
         Returns:
-            (parameters,) sizes of the rounding in each gradient, measured by a replay where they are not `known` and some
-            weight is suspect; and how many weights are left out that have a gradient. At most two host reads.
+            The rounding, and how many weights are left out that have a gradient. At most two host reads; none where the rule
+            has one rate for all, or where the rounding is known.
         """
-        self.lost = {}
-        acting = [(i, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
-        energy = torch.stack([g.square().sum() for _, g in acting]).sum()
-        act = torch.stack([(g.square() * self.rate(i)[0]).sum() for i, g in acting]).sum() / energy
+        if known is not None and known.count == self.count:
+            self.rounding = known
+            return known, 0
+        acting = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        if not any(isinstance(self.rate(i)[0], Tensor) for i in acting):
+            return None, 0
+        energy = _total([self._grad(i).square().sum() for i in acting])
+        act = _total([(self._grad(i).square() * self.rate(i)[0]).sum() for i in acting]) / energy
         size = sum(p.numel() for p in self.parameters)
         floor = SUSPECT * torch.finfo(torch.float32).eps * (energy / size).sqrt()
+        found = Rounding(floor.expand(self.count), AMPLIFIED * act)
+        if self._drowned(found, acting):
+            found = Rounding(torch.minimum(floor, NOISE * self._rounding().to(floor)), found.rate)
+            count = self._drowned(found, acting)
+        else:
+            found, count = Rounding(torch.zeros_like(found.gradients), found.rate), 0
+        self.rounding = found
+        return found, count
 
-        def suspect(i: int, g: Tensor) -> Tensor:
-            rate = self.rate(i)[0]
-            if not isinstance(rate, Tensor):
-                return torch.zeros_like(g, dtype=torch.bool)
-            return (g != 0) & (g.abs() <= floor) & (rate > AMPLIFIED * act)
-
-        self.largest = AMPLIFIED * act
-        if not any(isinstance(self.rate(i)[0], Tensor) for i, _ in acting):
-            return known, 0
-        if known is None or len(known) != self.count:
-            if not sum(torch.stack([suspect(i, g).sum() for i, g in acting]).tolist()):
-                return None, 0
-            known = self._rounding()
-        masks = {i: suspect(i, g) & (g.abs() <= NOISE * known[i]) for i, g in acting}
-        counts = torch.stack([m.sum() for m in masks.values()]).tolist()
-        self.lost = {i: mask for (i, mask), count in zip(masks.items(), counts) if count}
-        return known, sum(counts)
+    def _drowned(self, rounding: Rounding, acting: Sequence[int]) -> int:
+        """How many weights that have a gradient are left out: one host read."""
+        counts = []
+        for i in acting:
+            rate, g = self.rate(i)[0], self._grad(i)
+            if isinstance(rate, Tensor):
+                counts.append((rounding.drowns(i, g, rate) & (g != 0)).sum())
+        return int(_total(counts))
 
     def _grad(self, i: int) -> Tensor:
         grad = self.parameters[i].grad
@@ -225,6 +222,34 @@ class Operator:
             if p.grad is not None:
                 h.sub_(p.grad, alpha=1 / self._factor)
         return torch.stack([h.square().mean().sqrt() for h in ahead])
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What tells a gradient that is rounding. Divided by its own mean square, as Adam does, it has the largest rate of all.
+
+    A weight whose gradient is exactly 0 and that has not moved yet (a row of an embedding, a factor beside one that starts at
+    0) has a rate of lr / eps that no step of it has used: it is left out with them.
+    """
+
+    gradients: Tensor
+    """(parameters,): gradients up to here may be rounding."""
+    rate: Tensor
+    """Rates above this are amplified."""
+
+    @property
+    def count(self) -> int:
+        """How many parameters it knows of."""
+        return len(self.gradients)
+
+    def drowns(self, i: int, gradient: Tensor, rate: Tensor) -> Tensor:
+        """Which entries of a parameter are left out."""
+        return (gradient.abs() <= self.gradients[i].to(gradient)) & (rate > self.rate.to(rate))
+
+
+def _total(numbers: Sequence[Tensor]) -> Tensor:
+    """The sum of numbers, wherever they are."""
+    return torch.stack([one.to(numbers[0].device) for one in numbers]).sum()
 
 
 def cold_start(operator: Operator, seed: int) -> Rounded:
@@ -244,8 +269,7 @@ def warm_start(operator: Operator, direction: Rounded, lean: float = LEAN) -> Ro
     """What was dominant on the last batch, leaning to what this one pulls at."""
     pulled = [operator.pulled(i) for i in range(operator.count)]
     length = torch.nn.utils.get_total_norm(pulled).clamp_min(1e-30)
-    along = [(g * direction.part(i)).sum().to(length) for i, g in enumerate(pulled)]
-    sign = torch.sign(torch.stack(along).sum())
+    sign = torch.sign(_inner(pulled, direction)).to(length)
 
     def part(i: int) -> Tensor:
         kept = operator._within(i, direction.part(i)).mul_(1 - lean)
@@ -328,5 +352,4 @@ def _subtract(vectors: list[Tensor], direction: Rounded, share: Tensor) -> None:
 
 
 def _inner(vectors: list[Tensor], direction: Rounded) -> Tensor:
-    each = [(v * direction.part(i)).sum() for i, v in enumerate(vectors)]
-    return torch.stack([one.to(each[0].device) for one in each]).sum()
+    return _total([(v * direction.part(i)).sum() for i, v in enumerate(vectors)])

@@ -22,7 +22,7 @@ from torch import Tensor
 from topoopt.curvature.space import Layout
 from topoopt.device import brought_over, wide
 from topoopt.errors import MeasurementError
-from topoopt.sharding import Dot
+from topoopt.sharding import Dot, is_sharded
 
 SAME = 1e-5
 """Relative difference below which two gradients are the same: rounding of another order of sums."""
@@ -133,11 +133,7 @@ def between(
     Raises:
         MeasurementError: where they are not gradients of one loss.
     """
-    made, seen = (layout.flatten([0.0 if g is None else g for g in side]) for side in (raw, found))
-    dot = layout.dot
-    squares = [dot(made, made), dot(seen, seen), _square(made - seen, dot)]
-    scaled = made * (squares[1] / squares[0]).sqrt()
-    before, after, apart, beside = (math.sqrt(max(x, 0.0)) for x in read([*squares, _square(scaled - seen, dot)]))
+    before, after, apart, beside = (math.sqrt(max(x, 0.0)) for x in read(_squares(raw, found, layout)))
     if not (before > 0 and after > 0):
         return Passage(share=1.0 if before == 0 else after / before)
     if apart <= SAME * before:
@@ -145,7 +141,36 @@ def between(
     c = after / before
     if beside <= LIKE * after:
         return _uniform(c, after, layout, found)
+    made, seen = (layout.flatten([0.0 if g is None else g for g in side]) for side in (raw, found))
     return _by_entries(made, seen, before, after, layout)
+
+
+def _squares(raw: Sequence[Tensor | None], found: Sequence[Tensor | None], layout: Layout) -> list[Tensor]:
+    """Squared lengths of what was made, of what is found, of their difference, and of that once they are equally long.
+
+    Parameter by parameter, where all of each is here: two gradients laid out flat would be four copies of the weights.
+    """
+    if any(is_sharded(p) or (g is not None and g.is_sparse) for p, g in zip(layout.parameters, found)):
+        made, seen = (layout.flatten([0.0 if g is None else g for g in side]) for side in (raw, found))
+        sides, dot = [(made, seen)], layout.dot
+    else:
+        pairs = zip(raw, found, layout.parameters)
+        sides = [(_or_zero(a, p), _or_zero(b, p)) for a, b, p in pairs if a is not None or b is not None]
+
+        def dot(one: Tensor, other: Tensor, /) -> Tensor:
+            return (wide(one.abs()) * wide(other.abs())).sum()
+
+    def total(of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        each = [dot(part, part) for part in (of(made, seen) for made, seen in sides)]
+        return torch.stack([one.to(each[0].device) for one in each]).sum() if each else torch.zeros(())
+
+    squares = [total(lambda made, _: made), total(lambda _, seen: seen), total(torch.sub)]
+    ratio = (squares[1] / squares[0]).sqrt()
+    return [*squares, total(lambda made, seen: torch.sub(made * ratio.to(made.device, seen.dtype), seen))]
+
+
+def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient.detach()
 
 
 def _by_entries(made: Tensor, seen: Tensor, before: float, after: float, layout: Layout) -> Passage:

@@ -26,7 +26,7 @@ from topoopt.curvature.hessian import (
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
 from topoopt.curvature.live import LiveStep
-from topoopt.curvature.parts import Ends, Masks, Operator, Read, cold_start, estimate, possible, warm_start
+from topoopt.curvature.parts import Ends, Operator, Read, Rounding, cold_start, estimate, possible, warm_start
 from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
 from topoopt.curvature.remembering import Remembered
 from topoopt.curvature.rules import recognise
@@ -47,8 +47,8 @@ NOTHING = Memory(torch.zeros(0, 0), ())
 """The memory of a reading by parts stays with the tracker."""
 MANY = 24
 """More products than so many ask for a basis that is held as it is, and is made orthogonal again."""
-MOST = 4
-"""Products of a warm reading at most, where they are not given."""
+FROM, MOST = 4, 6
+"""Products of the first warm reading, and of one at most, where they are not given."""
 STEEP, FLAT = 0.05, 0.01
 """Rises of r with the last product of a warm reading from which the next one takes one more, or one less."""
 READS_LOW = "r rose by {:.0%} with the last of {} products: it reads low by about as much"
@@ -99,7 +99,7 @@ class SpectralTracker:
 
     Args:
         optimizer: whose steps are read.
-        products: Jacobian products a reading spends once it is warm; "auto": 1 to 4, one more after a reading whose last
+        products: Jacobian products a reading spends once it is warm; "auto": 1 to 6, one more after a reading whose last
             product still raised r by 5 %, one less after one whose last raised it by less than 1 %.
         first: products of a reading that starts cold.
         engine: "auto", or a name in `hessian.ENGINES`.
@@ -124,7 +124,7 @@ class SpectralTracker:
             raise ConfigError(f"engine={engine!r} is not known: give auto, {', '.join(ENGINES)}")
         self._optimizer = weakref.ref(optimizer)
         self._adapts = products == "auto"
-        self.products = MOST - 1 if products == "auto" else products
+        self.products = FROM if products == "auto" else products
         """Of the next warm reading."""
         self.first, self.seed = max(first, self.products), seed
         self._asked = self._engine = engine
@@ -133,8 +133,7 @@ class SpectralTracker:
         self._count = 0
         self._rounding: Tensor | None = None
         self._globally = False
-        self._lost: Masks = {}
-        self._largest: Tensor | None = None
+        self._drowning: Rounding | None = None
         self._dropped = 0
         self._last = 0.0
         self._within = False
@@ -157,7 +156,7 @@ class SpectralTracker:
 
     def forget(self) -> None:
         """Drop what is remembered: the weights are others now, or measuring has ended."""
-        self._memory, self._engine, self._rounding, self._lost, self._dropped = None, self._asked, None, {}, 0
+        self._memory, self._engine, self._rounding, self._drowning, self._dropped = None, self._asked, None, None, 0
 
     def begin_again(self) -> None:
         """As a tracker that has read nothing yet."""
@@ -247,11 +246,10 @@ class SpectralTracker:
             return None
         operator = Operator(self.optimizer, step.shadow, step.layout, step.passage, step.reduce)
         if self._is_cold(step):
-            self._rounding, self._dropped = operator.leave_out_rounding(
-                self._rounding if self._count % RESTART else None
+            self._drowning, self._dropped = operator.leave_out_rounding(
+                self._drowning if self._count % RESTART else None
             )
-            self._lost, self._largest = operator.lost, operator.largest
-        operator.lost, operator.largest = self._lost, self._largest
+        operator.rounding = self._drowning
         return operator
 
     def _is_cold(self, step: Step) -> bool:
@@ -270,7 +268,7 @@ class SpectralTracker:
             if found.r <= SUDDEN * self._last:
                 self._adapt(found)
                 return self._known(found, operator, step, began, _low(found, operator))
-        count = self.first if products is None else products
+        count = max(self.first, self.products) if products is None else products
         found = estimate(operator, cold_start(operator, self.seed + self._count), count, read)
         if count < MANY:
             few = (f"{count} products from a cold start: r may read low",)
@@ -287,7 +285,8 @@ class SpectralTracker:
         """An estimate by parts, remembered."""
         self._count += 1
         known = found.r == found.r
-        self._memory, self._last = (Remembered(found.direction, found.r), found.r) if known else (None, 0.0)
+        direction = found.direction.coarse() if self._compact else found.direction
+        self._memory, self._last = (Remembered(direction, found.r), found.r) if known else (None, 0.0)
         return self._told(found, operator, step, began, said)
 
     def _told(

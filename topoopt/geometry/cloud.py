@@ -7,6 +7,7 @@ whose squared distance is small against their norms are computed again from thei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.near import NearPairs, cancels
+from topoopt.geometry.near import NearPairs, cancelling, cancels
 from topoopt.geometry.precision import minus_twice_product
 from topoopt.geometry.tree import SpanningTree, minimum_spanning_tree
 
 CHUNK = {"cpu": 1 << 19, "accelerator": 1 << 24}
 """Numbers of a strip of a matrix, and of gathered differences: what stays in a processor's cache, or fills a GPU."""
+GATHERED = 8
+"""Of a chunk, this part is gathered at once where few pairs are wanted: two points and a copy, which a cache holds together."""
 SMALLEST, LARGEST = 2.0**-120, 2.0**120
 """What sizes are held between, so that no scale leaves the range of float32."""
 
@@ -59,7 +62,7 @@ def refuse_nonfinite(matrix: Tensor) -> Tensor:
 def pair_distances(points: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Distances of some pairs of points (n, d) from their differences: index tensors (m,), (m,) -> (m,)."""
     x = as_points(points)
-    step, parts = max(1, chunk_of(x) // max(1, x.shape[1])), [x.new_zeros(0)]
+    step, parts = max(1, chunk_of(x) // GATHERED // max(1, x.shape[1])), [x.new_zeros(0)]
     for a, b in zip(i.split(step), j.split(step)):
         parts.append(lengths(x[a].sub_(x[b])))
     return torch.cat(parts)
@@ -148,7 +151,9 @@ class Cloud:
         """Distances between all points, (n, n): symmetric bit for bit, with a zero diagonal, right for near twins."""
         found, near = self.points.new_empty(len(self), len(self)), NearPairs(self.points, thorough=True)
         for rows in self.strips():
-            write_symmetric(found, rows, self.squares(rows, near).sqrt_().div_(self.scale))
+            strip = found[rows, rows.start :]
+            torch.sqrt(self.squares(rows, near), out=strip)
+            mirror(found, rows, strip.div_(self.scale))
         return found
 
     @cached_property
@@ -196,9 +201,21 @@ class Cloud:
     def squares_and_near(self, rows: slice, near: NearPairs) -> tuple[Tensor, Tensor, Tensor]:
         """`squares`, and where in the strip the near pairs are."""
         squares, sums = self.gram_squares(rows)
+        if near.counts and self._all_apart(squares):
+            return squares, *near.none
         i, j = near.of(cancels(squares, sums))
         squares[i, j] = self.exact_squares(i + rows.start, j + rows.start)
         return squares, i, j
+
+    def _all_apart(self, squares: Tensor) -> bool:
+        """Whether the smallest square of a strip is none to doubt, whatever its norms (a host read)."""
+        squares[:, : len(squares)].diagonal().fill_(math.inf)
+        return bool(squares.amin() > self._doubt)
+
+    @cached_property
+    def _doubt(self) -> Tensor:
+        """The largest square that can cancel: 0-dim."""
+        return cancelling(2 * self.norms.amax())
 
     def exact_squares(self, i: Tensor, j: Tensor) -> Tensor:
         """Squared distances of pairs i, j (m,) -> (m,) from their differences.
@@ -235,7 +252,12 @@ def gram_squares(centred: Tensor, norms: Tensor, rows: slice) -> tuple[Tensor, T
 
 def write_symmetric(matrix: Tensor, rows: slice, strip: Tensor) -> None:
     """Put a strip, of which only what is above the diagonal is meant, and its mirror into a matrix."""
+    matrix[rows, rows.start :] = strip
+    mirror(matrix, rows, matrix[rows, rows.start :])
+
+
+def mirror(matrix: Tensor, rows: slice, strip: Tensor) -> None:
+    """Mirror a strip of a matrix, of which only what is above the diagonal is meant; the diagonal is set to 0."""
     corner = strip[:, : rows.stop - rows.start]
     corner.copy_(corner.triu(1) + corner.triu(1).T)
-    matrix[rows, rows.start :] = strip
     matrix[rows.stop :, rows] = strip[:, rows.stop - rows.start :].T

@@ -46,6 +46,8 @@ class CloudMeasurement:
     """Vanishing neurons and twins after the step."""
     effective_rank: float
     """Participation ratio of the covariance's spectrum after the step; NaN where all neurons are one."""
+    edges: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """The spanning tree's edges (n - 1, 2), in the order of `deaths`: which two neurons each death joins."""
     rounding: float | None = None
     """By how much keeping it in half the size moves a point, where that was asked for: see `StoredCloud.of`."""
 
@@ -93,7 +95,7 @@ def measure(
     Costs three Gram products, one more for each distinct window (none for one that is `before`), and one spanning tree.
     Makes no host read unless `thorough`, which makes room for any number of near twins; `halve` also asks by how much keeping
     the cloud in half the size moves its points. Holds (n, n) and three clouds beside those given while it runs; afterwards
-    the clouds given, a few numbers, the n - 1 deaths, and with `keep_distances` (n, n).
+    the clouds given, a few numbers, the n - 1 deaths with their edges, and with `keep_distances` (n, n).
 
     Raises:
         MeasurementError: for anything but floating-point (n, d) tensors of one shape. What is not finite `collect` tells.
@@ -142,7 +144,9 @@ def _of_the_cloud(y: Cloud, distances: Tensor, vanishing: float, twin: float) ->
     tree = minimum_spanning_tree(distances).remeasured(y.lengths_of)
     diameter = distances.amax() if distances.numel() else distances.new_zeros(())
     few = counts(y.given, tree.nearest, vanishing, twin)[:3]
-    return {"sound": tree.sound, "deaths": tree.deaths, "diameter": diameter, "counts": few}
+    return {
+        "sound": tree.sound, "deaths": tree.deaths, "edges": tree.edges.flatten(), "diameter": diameter, "counts": few
+    }  # fmt: skip
 
 
 def _since(kept: Kept, y: Cloud, near: NearPairs, distances: Tensor) -> Tensor:
@@ -200,6 +204,7 @@ def _result(one: DeviceMeasurement, numbers: dict[str, np.ndarray]) -> CloudMeas
         distortion=Distortion.of(numbers["step"].tolist(), numbers["places"].tolist()),
         windows={name: (lower, upper) for name, (lower, upper, _) in windows.items()},
         deaths=numbers["deaths"].astype(np.float64),
+        edges=numbers["edges"].astype(np.int64).reshape(-1, 2),
         diameter=float(numbers["diameter"][0]),
         degeneracy=_degeneracy(numbers["counts"], one.tolerances),
         effective_rank=float(numbers["rank"][0]),

@@ -24,6 +24,12 @@ class NearPairs:
         self.counts = thorough or reading_is_free(like)
         self.missed = torch.zeros((), dtype=torch.bool, device=like.device)
 
+    @property
+    def none(self) -> tuple[Tensor, Tensor]:
+        """Row and column of no pair."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=self.missed.device)
+        return nothing, nothing
+
     def of(self, near: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column, in the strip, of the pairs above the diagonal that a mask (rows, m) marks; overwrites it."""
         if self.counts:
@@ -39,6 +45,11 @@ class NearPairs:
         filled = torch.arange(room, device=near.device) < place[-1]
         flat = index.new_zeros(room + 1).scatter_(0, taken, index)[:room].where(filled, 0)
         return flat // near.shape[1], flat % near.shape[1]
+
+
+def cancelling(sums: Tensor) -> Tensor:
+    """The largest squared distance that cancels against a sum of squared norms."""
+    return sums * TRUST[sums.dtype]
 
 
 def cancels(squares: Tensor, sums: Tensor) -> Tensor:

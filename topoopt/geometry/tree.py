@@ -21,8 +21,10 @@ from torch import Tensor
 
 from topoopt.device import reading_is_free
 
-BLOCK = 1 << 20
-"""Numbers copied at once when the first round looks for minima: 4 MiB of float32, which stay in a cache."""
+BLOCK = 1 << 18
+"""Numbers copied at once when the first round looks for minima: 1 MiB of float32, which stay in a cache."""
+PANEL = 64
+"""Columns that are reduced to their minimum before a place is looked for: a minimum is ten times cheaper than its place."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,22 @@ def _nearest(matrix: Tensor, *, zero_diagonal: bool) -> tuple[Tensor, Tensor]:
     if not zero_diagonal:
         nearest = matrix.argmin(dim=1)
         return nearest, matrix.gather(1, nearest[:, None])[:, 0]
-    step, parts = max(1, BLOCK // m), []
+    step, wide, parts = max(1, BLOCK // m), -(-m // PANEL) * PANEL, []
     for start in range(0, m, step):
-        block = matrix[start : start + step].clone()
+        block = matrix.new_full((min(step, m - start), wide), math.inf)
+        block[:, :m] = matrix[start : start + step]
         block.diagonal(start).fill_(math.inf)
-        parts.append(block.argmin(dim=1))
+        parts.append(_lowest(block))
     nearest = torch.cat(parts)
     return nearest, matrix.gather(1, nearest[:, None])[:, 0]
+
+
+def _lowest(block: Tensor) -> Tensor:
+    """Column of each row's smallest entry, the lowest among equals: first the panel, then the place in it."""
+    panels = block.view(len(block), -1, PANEL)
+    panel = panels.amin(dim=2).argmin(dim=1)
+    inside = panels[torch.arange(len(block), device=block.device), panel].argmin(dim=1)
+    return panel * PANEL + inside
 
 
 def _merge(nearest: Tensor, length: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
@@ -123,6 +134,9 @@ def _merge(nearest: Tensor, length: Tensor) -> tuple[Tensor, int, Tensor, Tensor
 
 def _contract(matrix: Tensor, component: Tensor, count: int) -> Tensor:
     """Smallest entry of each component's rows: (m, k) -> (count, k); inf where a component has none."""
+    if reading_is_free(matrix):  # rows are taken as they lie: no copy in order, and twenty times faster there
+        found = matrix.new_full((count, matrix.shape[1]), math.inf)
+        return found.scatter_reduce_(0, component[:, None].expand(matrix.shape), matrix, "amin")
     order = component.argsort(stable=True)
     lengths = component.new_zeros(count).scatter_add_(0, component, torch.ones_like(component))
     return torch.segment_reduce(matrix[order], "min", lengths=lengths, axis=0, unsafe=True)

@@ -11,7 +11,7 @@ from topoopt.homology.diagrams import (
     total_persistence,
 )
 from topoopt.homology.h0 import SpanningTree, h0_diagram, spanning_tree
-from topoopt.homology.merge_tree import merge_tree
+from topoopt.homology.merge_tree import last_merges, merge_tree
 from topoopt.homology.persistence import Persistence, persistence
 from topoopt.homology.watch import Watch
 from topoopt.homology.worker import Finished, HomologyWorker
@@ -26,6 +26,7 @@ __all__ = [
     "bottleneck",
     "h0_diagram",
     "largest_loop",
+    "last_merges",
     "log_persistence",
     "loop_births",
     "merge_tree",

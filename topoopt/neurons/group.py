@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -111,13 +111,15 @@ class NeuronGroup:
     def points(self, model: nn.Module) -> Tensor:
         """Gather the neurons as they are now: (n, d), detached, a copy, on the parameters' device and in their dtype.
 
-        Parameters of different dtypes give the widest; complex ones give their real and imaginary parts, side by side.
+        Parameters of different dtypes give the widest; complex ones give their real and imaginary parts, side by side. Of
+        a group that lies on several devices everything is brought to the first that is not the host.
         Allocates the points and, of one slice at a time, a view or copy.
         Of sharded parameters one slice's at a time is gathered, on every rank: all of them must call.
         """
         tensors = named_tensors(model)
+        place = _meeting(tensors[name] for s in self._own for name in s.tensors)
         taken = [_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n) for s in self._own]
-        return torch.cat([_real(one) for one in taken], dim=1)
+        return torch.cat([_real(one).to(place, non_blocking=True) for one in taken], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:
         """Write points (n, d) into the model, in place: the inverse of `points`.
@@ -254,9 +256,16 @@ def _blocks(s: Slice, tensor: Tensor, n: int) -> Tensor | None:
     return moved.unflatten(0, (s.outer, n, s.inner)).transpose(0, 1)
 
 
+def _meeting(tensors: Iterable[Tensor]) -> torch.device:
+    """Where tensors of several devices are brought together: never to the host, which would have to wait for a queue."""
+    places = [tensor.device for tensor in tensors]
+    return next((place for place in places if place.type != "cpu"), places[0])
+
+
 def _take(s: Slice, held: Sequence[Tensor], n: int) -> Tensor:
     if s.siblings:
-        return torch.stack([tensor.reshape(-1) for tensor in held])
+        place = _meeting(held)
+        return torch.stack([tensor.reshape(-1).to(place, non_blocking=True) for tensor in held])
     tensor = held[0]
     view = _blocks(s, tensor, n)
     if view is None:

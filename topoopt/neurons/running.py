@@ -60,7 +60,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def apart(model: nn.Module, dtype: torch.dtype | None, *, watched: bool = True) -> Iterator[None]:
-    """Run a copy apart from the process, all floating numbers in `dtype` (None: as they come).
+    """Run a copy apart from the process, all floating numbers in `dtype` and on the host (None: as and where they come).
 
     `watched=False` is for a run that is known to call what a watched one has called.
 
@@ -94,15 +94,17 @@ class ThreadMode(TorchDispatchMode):
 
 
 class Numbers(ThreadMode):
-    """Floating tensors in one precision whatever a model casts them to, random ones from a generator of its own.
+    """Floating tensors in one precision, on the host, whatever a model casts and sends them to; random ones from a generator
+    of its own.
 
-    The first keeps norms and softmax in float32 from blurring a comparison in float64, and stands for a default dtype;
-    the second makes two runs draw the same numbers.
+    The precision keeps norms and softmax in float32 from blurring a comparison in float64, and stands for a default dtype;
+    the host is where a copy in that precision lies whole, though its model be spread over devices and send what it makes
+    from one to the next; the generator makes two runs draw the same numbers.
     """
 
     def __init__(self, dtype: torch.dtype | None, seed: int = 0) -> None:
         super().__init__()
-        self._seed, self._generators = seed, dict[torch.device, torch.Generator]()
+        self._seed, self._generators, self._on_host = seed, dict[torch.device, torch.Generator](), dtype is not None
         size = dtype.itemsize if dtype else 0
         narrow = [d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16) if d.itemsize < size]
         self._wide: dict[torch.dtype, torch.dtype] = {d: dtype for d in narrow if dtype}
@@ -112,6 +114,8 @@ class Numbers(ThreadMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten.view.dtype:  # the bits of other numbers
             return func(*args, **kwargs)
+        if self._on_host and kwargs.get("device") is not None and torch.device(kwargs["device"]).type != "meta":
+            kwargs = {**kwargs, "device": torch.device("cpu")}
         if kwargs.get("dtype") in self._wide:
             kwargs = {**kwargs, "dtype": self._wide[kwargs["dtype"]]}
         if not func._schema.is_mutable:

@@ -11,8 +11,8 @@ from torch import nn
 from topoopt.config import TopoConfig
 from topoopt.errors import MeasurementError
 from topoopt.geometry import Cloud, CloudMeasurement, DeviceMeasurement, StoredCloud, collect, measure
-from topoopt.homology import total_persistence
-from topoopt.measurement import GroupMeasurement
+from topoopt.homology import last_merges, total_persistence
+from topoopt.measurement import GroupMeasurement, MergeTree
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.diagrams import Diagrams
 from topoopt.optimizer.faults import Faults
@@ -136,6 +136,7 @@ def _of_step(found: CloudMeasurement, since: dict[str, tuple[float, float]], ste
         recomputed=False,
         diagrams=(found.h0,),
         total_persistence=(total_persistence(found.h0),),
+        merge_tree=MergeTree(*last_merges(found.edges)),
         diagrams_step=step,
         covering_radius=0.0,
         resolution=math.nan,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topoopt.measurement import Measurement, Phase
+from topoopt.measurement import GroupMeasurement, Measurement, Phase
+from topoopt.report.page.course import Course, in_words
 from topoopt.report.page.layers import Metric, values_along
+from topoopt.report.page.trees import tree_of
 from topoopt.report.page.values import number
 from topoopt.report.steps import Step
 
@@ -44,7 +46,8 @@ def draw_proximity(axes: Axes, steps: Sequence[Step]) -> None:
         axes.plot([one.step for one in warming], hollow, "o", mfc="none", color=RUNS[0], label="warming up")
     axes.set(ylabel="r", yscale="log")
     draw_phases(axes, steps)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+    legend = axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, ncols=2, loc="lower left")
+    legend.set_zorder(6)
 
 
 def draw_phases(axes: Axes, steps: Sequence[Step]) -> None:
@@ -158,6 +161,65 @@ def draw_betti(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:
     axes.set_title(title, fontsize=9)
     if len(diagrams):
         axes.legend(frameon=False)
+
+
+def draw_merge_tree(axes: Axes, group: GroupMeasurement, title: str) -> None:
+    """Which clusters of neurons join at which distance, as a tree whose root is at the right; a dot is one leaf.
+
+    Where only the last merges are known a leaf is a cluster, and its dot grows with the neurons in it.
+    """
+    tree = tree_of(group)
+    axes.set(xlabel="distance", yticks=[])
+    axes.set_title(title, fontsize=9)
+    if tree is None:
+        axes.text(0.5, 0.5, "no merge tree was recorded", transform=axes.transAxes, ha="center", color="#7a828d")
+        return
+    place = {leaf: float(row) for row, leaf in enumerate(tree.order)}
+    known = [distance for _, _, distance in tree.merges if distance > 0]
+    start = min(known, default=1.0) / 1.08
+    at = dict.fromkeys(range(len(tree.sizes)), start)
+    for k, (a, b, distance) in enumerate(tree.merges):
+        joined, end = len(tree.sizes) + k, max(distance, start)
+        axes.plot([at[a], end, end, at[b]], [place[a], place[a], place[b], place[b]], color=DEGREES[0], linewidth=1.1)
+        place[joined], at[joined] = (place[a] + place[b]) / 2, end
+    sizes = np.array([tree.sizes[leaf] for leaf in tree.order], dtype=float)
+    axes.scatter(
+        np.full(len(sizes), start), range(len(sizes)), s=8 + 6 * (sizes - 1) ** 0.5, color=DEGREES[0], zorder=3
+    )
+    axes.set(xscale="log", ylim=(len(sizes) - 0.4, -0.6))
+    _plain_ticks(axes)
+
+
+def draw_course(axes: Axes, course: Course, measures: Sequence[str]) -> None:
+    """The rate in units of e/K against what is left of each measure, in the order of the looks; the last look is ringed."""
+    doses = positive(course.doses)
+    for k, name in enumerate(measures):
+        values = [math.nan if value is None else float(value) for value in course.measures[name]]
+        start = course.start.get(name) or next((v for v in values if v > 0), math.nan)
+        style: dict[str, Any] = {"color": RUNS[k % len(RUNS)], "marker": "o^sDvP"[k % 6]}
+        shares = values if math.isnan(start) else [value / start for value in values]
+        label = f"{in_words(name)}, " + ("none seen" if math.isnan(start) else f"of {start:.3g}")
+        axes.plot(doses, shares, linestyle=DASHES[k % len(DASHES)], markersize=4, linewidth=1.2, label=label, **style)
+        axes.plot(doses[-1:], shares[-1:], markersize=10, markerfacecolor="none", **style)
+    axes.axhline(1.0, color="#7a828d", linewidth=0.8, linestyle=":")
+    axes.set(
+        xlabel="rate in units of e/K (K as it was at the start)", ylabel="left, as a share of the start", xscale="log"
+    )
+    axes.set_ylim(bottom=0)
+    _plain_ticks(axes)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Numbers as people write them on a logarithmic axis that spans little."""
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    low, high = axes.get_xlim()
+    subs = (1, 2, 3, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    if 0 < low < high < 100 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter("")
 
 
 def positive(values: Iterable[Any]) -> list[float]:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from topoopt.errors import ConfigError
 from topoopt.report.page.cards import HEAD, card, differences, layers
+from topoopt.report.page.course import course_of, in_words
 from topoopt.report.page.layers import METRICS, details, heat_map
 from topoopt.report.page.left_out import left_out
 from topoopt.report.page.runs import RunView, views
 from topoopt.report.page.timeline import timeline
+from topoopt.report.page.values import spread
 from topoopt.report.page.words import GLOSSARY
 from topoopt.report.record import Record
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 LARGEST = 3_000_000
 """Bytes of a page: what a mail carries without complaint."""
-SCRIPTS = ("format.js", "charts.js", "timeline.js", "heatmap.js", "layer.js", "download.js", "main.js")
+SCRIPTS = ("format.js", "charts.js", "timeline.js", "heatmap.js", "layer.js", "course.js", "download.js", "main.js")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def _render(found: list[RunView], limits: Limits, notes: list[str]) -> str:
             tables=[(view.name, layers(view, limits.layers)) for view in found],
             head=HEAD,
             marks=[(run["name"], run["timeline"]["marks"]) for run in runs],
+            courses=any(run["course"] for run in runs),
             left_out=left_out(found, notes),
             glossary=GLOSSARY,
             data=_json(data),
@@ -104,6 +107,24 @@ def _embedded(view: RunView, limits: Limits, notes: list[str]) -> dict[str, Any]
         "timeline": timeline(view, limits.points, notes),
         "heat": heat_map(view, limits.layers, limits.columns, notes),
         "details": details(view, limits.layers, limits.editions, limits.bars, notes),
+        "course": _course(view, limits.points, notes),
+    }
+
+
+def _course(view: RunView, points: int, notes: list[str]) -> dict[str, Any] | None:
+    """The looks of a policy that simplified, at most `points` of them; None for a run without."""
+    found = course_of(view.decisions)
+    if found is None:
+        return None
+    kept = spread(len(found.steps), points)
+    if len(kept) < len(found.steps):
+        notes.append(f"{view.name}: {len(kept)} of {len(found.steps)} looks of the simplification, evenly spaced")
+    columns = {"step": found.steps, "dose": found.doses, "loss": found.losses}
+    measures = {in_words(name): [values[k] for k in kept] for name, values in found.measures.items()}
+    start = {in_words(name): value for name, value in found.start.items()}
+    return {name: [values[k] for k in kept] for name, values in columns.items()} | {
+        "measures": measures,
+        "start": start,
     }
 
 

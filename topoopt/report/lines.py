@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, SpectralReading
+from topoopt.measurement import Decision, GroupMeasurement, Measurement, MergeTree, SpectralReading
 from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
 
@@ -273,6 +273,18 @@ def check_measurement(m: Measurement) -> None:
         )
     for group in m.groups.values():
         _bounded(_CHECKED[GroupMeasurement](group))
+        if group.merge_tree is not None:
+            _check_tree(group.merge_tree)
+
+
+def _check_tree(tree: MergeTree) -> None:
+    """A tree joins clusters that there are, each once."""
+    leaves = len(tree.sizes)
+    _bounded(tree.sizes)
+    joined = [cluster for pair in tree.merges for cluster in pair]
+    known = all(0 <= a < leaves + k and 0 <= b < leaves + k for k, (a, b) in enumerate(tree.merges))
+    if len(tree.merges) != leaves - 1 or len(set(joined)) != len(joined) or not known or min(tree.sizes) < 1:
+        raise ValueError(f"a merge tree of {leaves} clusters and {len(tree.merges)} merges is no tree")
 
 
 def _bounded(numbers: Iterable[int]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from topoopt.report.drawing import draw_betti, draw_diagram, draw_loss, draw_pro
 from topoopt.report.steps import by_step
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -24,12 +27,44 @@ def new_figure(width: float, height: float) -> Figure:
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("plots need matplotlib: pip install 'topoopt[report]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _kinds()[0](figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes on a figure of their own, in inches; in a notebook both show themselves as the last value of a cell.
+
+    Raises:
+        ConfigError: when matplotlib is missing, with how to install it.
+    """
+    figure = new_figure(width, height)
+    return figure.add_subplot(axes_class=_kinds()[1])
+
+
+@cache
+def _kinds() -> tuple[type[Figure], type[Axes]]:
+    """matplotlib's figure and axes with the one method by which notebooks ask for a picture."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    class ShownAxes(Axes):
+        def _repr_png_(self) -> bytes:
+            return _png(self.figure)
+
+    return ShownFigure, ShownAxes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def diagram_figure(diagrams: Sequence[np.ndarray], title: str | None = None) -> Figure:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from topoopt import markup
 from topoopt import verdict as verdicts
 from topoopt.measurement import Decision, Measurement, SpectralReading
 from topoopt.report import tables
@@ -95,6 +95,11 @@ class RunRecord:
         state = f", {self.told.state}" if self.told is not None else ""
         return f"<RunRecord {name}: {_count(self)}{state}>"
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        told = markup.verdict(self.verdict.state, self.verdict.lines) if self.verdict is not None else ""
+        return told + markup.table(shortened(self.path), [tables.card(self)])
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Record:
@@ -173,13 +178,9 @@ class Record:
         return f"<Record {shortened(self.path)}: {runs}{_count(self.last)}{trouble}>"
 
     def _repr_html_(self) -> str:
-        """A small table of the runs, for notebooks."""
-        cells = [tables.card(run) for run in self.runs]
-        head = "".join(f"<th>{escape(name)}</th>" for name in cells[0])
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row.values()) + "</tr>" for row in cells
-        )
-        return f"<table><caption>{escape(shortened(self.path))}</caption><tr>{head}</tr>{body}</table>"
+        """For notebooks: the last run's verdict and a table of the runs."""
+        told = markup.verdict(self.verdict.state, self.verdict.lines) if self.verdict is not None else ""
+        return told + markup.table(shortened(self.path), [tables.card(run) for run in self.runs])
 
 
 def judged(run: RunRecord) -> Verdict | None:

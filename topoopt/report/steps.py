@@ -46,6 +46,16 @@ def by_step(measurements: Iterable[Measurement], readings: Iterable[SpectralRead
     return [found[step] for step in sorted(found)]
 
 
+def phase_of(reading: SpectralReading) -> str:
+    """The phase that a reading alone tells, without the hysteresis of a measurement's; "past 1" where no edge is known."""
+    r, edge = number(reading.r), number(reading.edge)
+    if r is None or reading.warming:
+        return "warming up" if reading.warming else "unknown"
+    if r < 1:
+        return "constrained"
+    return "past 1" if edge is None else "permissive" if r < edge else "simplification"
+
+
 def _read(reading: SpectralReading) -> Step:
     lr = reading.lr if isinstance(reading.lr, tuple | list) else ()
     return Step(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from topoopt import markup
 from topoopt.measurement import GroupMeasurement, SpectralReading
 from topoopt.verdict import rule, words
 from topoopt.verdict.evidence import Evidence, gather
@@ -31,6 +32,13 @@ class Verdict:
     def lines(self) -> tuple[str, str, str]:
         """The three lines that every surface shows."""
         return self.happened, self.advice, self.unknown
+
+    def __repr__(self) -> str:
+        return f"<Verdict {self.state}: {self.advice}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return markup.verdict(self.state, self.lines)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

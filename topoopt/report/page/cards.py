@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from topoopt.measurement import GroupMeasurement, SpectralReading
 from topoopt.report.page.runs import RunView
 from topoopt.report.page.values import clip, number, shown, spread
 from topoopt.report.page.words import Look, look
+from topoopt.report.steps import phase_of
 
 SETTINGS = 40
 """Settings of a run that are listed."""
@@ -24,6 +25,15 @@ HEAD = (
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A number that is seen first, with what it means."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Card:
     """One run in words."""
 
@@ -31,20 +41,34 @@ class Card:
     look: Look
     lines: tuple[str, ...]
     """The verdict's, as they stand."""
+    subtitle: str
+    """Model, optimizer, length and date in one line."""
+    figures: tuple[Figure, ...]
+    """The few numbers that come first."""
+    phases: tuple[tuple[str, float], ...]
+    """(phase, share of the readings), in the phases' order; without those that did not occur."""
     facts: tuple[tuple[str, str], ...]
+    more: tuple[tuple[str, str], ...]
+    """Dates, versions and names: of use to who goes looking."""
     settings: tuple[tuple[str, str], ...]
 
 
 def card(view: RunView) -> Card:
     """Return the card of one run; what the record does not say is not on it."""
     lines = () if view.verdict is None else tuple(str(line) for line in view.verdict.lines)
-    facts = [*_identity(view), *_readings(view), *_cost(view)]
+    known = [reading for reading in view.readings if number(reading.r) is not None and not reading.warming]
+    facts = [*_identity(view), *_counts(view, known)]
+    more = [*_origin(view), *_times(view)]
     settings = [(clip(key, 60), clip(_setting(value))) for key, value in view.settings.items()]
     return Card(
         view.name,
         look(view.verdict),
         lines,
+        _subtitle(view),
+        tuple(one for one in (_ratio(known), _loss(view), _cost(view)) if one.value),
+        tuple(_phases(known)),
         tuple((label, value) for label, value in facts if value),
+        tuple((label, value) for label, value in more if value),
         tuple(settings[:SETTINGS]),
     )
 
@@ -52,7 +76,12 @@ def card(view: RunView) -> Card:
 def differences(cards: Sequence[Card]) -> list[tuple[str, list[str]]]:
     """Facts and settings in which the runs are not all the same, a column for each run."""
     tables = [
-        {"verdict": one.look.word} | dict(one.facts) | {f"setting {k}": v for k, v in one.settings} for one in cards
+        {"verdict": one.look.word}
+        | {figure.label: figure.value for figure in one.figures}
+        | {"phases": ", ".join(f"{share:.0%} {phase}" for phase, share in one.phases) or "–"}
+        | dict(one.facts + one.more)
+        | {f"setting {k}": v for k, v in one.settings}
+        for one in cards
     ]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     rows = [(key, [table.get(key, "–") for table in tables]) for key in keys]
@@ -94,11 +123,20 @@ def _identity(view: RunView) -> list[tuple[str, str]]:
         return [("update rule", rule), ("rate at the start", _rates(first))]
     total = "" if number(run.total_steps) is None else shown(run.total_steps)
     return [
-        ("model", f"{clip(run.model, 80)}, {shown(run.parameters)} parameters"),
+        ("model", clip(run.model, 80)),
+        ("parameters", shown(run.parameters)),
         ("optimizer", clip(run.optimizer, 80)),
         ("update rule", rule or clip(run.rule, 80)),
         ("rate at the start", _rates(run.lr)),
         ("steps planned", total),
+    ]
+
+
+def _origin(view: RunView) -> list[tuple[str, str]]:
+    run = view.run
+    if run is None:
+        return []
+    return [
         ("started", _date(run.started)),
         ("ended", _ended(view)),
         ("versions", clip(", ".join(f"{name} {version}" for name, version in _items(run.versions)))),
@@ -107,40 +145,66 @@ def _identity(view: RunView) -> list[tuple[str, str]]:
     ]
 
 
-def _readings(view: RunView) -> list[tuple[str, str]]:
-    known = [reading for reading in view.readings if number(reading.r) is not None and not reading.warming]
-    over = [reading.r / reading.edge for reading in known if reading.edge and number(reading.edge)]
-    losses = [reading.loss for reading in view.readings if number(reading.loss) is not None]
+def _subtitle(view: RunView) -> str:
+    run = view.run
     steps = [reading.step for reading in view.readings] + [m.step for m in view.measurements]
-    measured = view.summary.steps if view.summary is not None else None
+    parts = [] if run is None else [clip(run.model, 80), clip(run.optimizer, 80)]
+    if view.summary is not None or steps:
+        parts.append(f"{shown(view.summary.steps) if view.summary is not None else shown(max(steps))} steps")
+    return " · ".join([*parts, *([] if run is None else [_date(run.started)])])
+
+
+def _ratio(known: Sequence[SpectralReading]) -> Figure:
+    """r over the edge, or r where no edge is known; of some readings their middle half, since the verdict has its own median."""
+    over = [reading.r / reading.edge for reading in known if reading.edge and number(reading.edge)]
+    values, name = (over, "r over the edge") if over else ([reading.r for reading in known], "r")
+    meaning = "1 is the edge of stability" if over else "the edge is not known"
+    if len(values) < 4:
+        return Figure(name, shown(median(values), 3) if values else "", f"median of {len(values)}; {meaning}")
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return Figure(
+        name, f"{shown(first, 2)} to {shown(third, 2)}", f"middle half of {len(values):,} readings; {meaning}"
+    )
+
+
+def _loss(view: RunView) -> Figure:
+    losses = [reading.loss for reading in view.readings if number(reading.loss) is not None]
+    value = f"{shown(losses[0], 3)} → {shown(losses[-1], 3)}" if losses else ""
+    return Figure("loss", value, "first and last reading, of the step's batch")
+
+
+def _cost(view: RunView) -> Figure:
+    last = view.measurements[-1].cost if view.measurements else None
+    share = view.summary.share if view.summary is not None else last.share if last is not None else None
+    wall = number(view.summary.seconds) if view.summary is not None else None
+    of = "of the wall time" if wall is None else f"of {shown(wall, 3)} s wall time"
+    if view.settings.get("budget", "") is None:
+        of += ", as no budget was set"
+    return Figure("measuring took", "" if number(share) is None else f"{100 * float(share or 0):.3g} %", of)
+
+
+def _counts(view: RunView, known: Sequence[SpectralReading]) -> list[tuple[str, str]]:
+    steps = [reading.step for reading in view.readings] + [m.step for m in view.measurements]
+    ended = view.summary.steps if view.summary is not None else None
     return [
-        ("steps", shown(measured) if measured is not None else f"{shown(max(steps))} or more" if steps else ""),
+        ("steps", shown(ended) if ended is not None else f"{shown(max(steps))} or more" if steps else ""),
         ("readings of r", f"{len(known):,} of {len(view.readings):,} known"),
         ("measurements of the neurons", shown(len(view.measurements))),
-        ("median r over the edge", shown(median(over), 3) if over else ""),
-        ("phases", _phases(known)),
-        ("loss", f"{shown(losses[0])} at first, {shown(losses[-1])} at last" if losses else ""),
     ]
 
 
-def _phases(known: Sequence[SpectralReading]) -> str:
+def _phases(known: Sequence[SpectralReading]) -> list[tuple[str, float]]:
     """Shares of the readings; an edge that is not known leaves what is past 1 as one."""
-    counts: Counter[str] = Counter()
-    for reading in known:
-        edge = number(reading.edge)
-        past = "past 1" if edge is None else "permissive" if reading.r < edge else "simplification"
-        counts["constrained" if reading.r < 1 else past] += 1
-    return ", ".join(f"{count / len(known):.0%} {phase}" for phase, count in counts.most_common())
+    counts = Counter(phase_of(reading) for reading in known)
+    order = ("constrained", "permissive", "simplification", "past 1")
+    return [(phase, counts[phase] / len(known)) for phase in order if counts[phase]]
 
 
-def _cost(view: RunView) -> list[tuple[str, str]]:
+def _times(view: RunView) -> list[tuple[str, str]]:
     last = view.measurements[-1].cost if view.measurements else None
-    share = view.summary.share if view.summary is not None else last.share if last is not None else None
     setup = view.summary.setup_seconds if view.summary is not None else last.setup_seconds if last is not None else None
     wall = view.summary.seconds if view.summary is not None else None
-    known = number(share)
     return [
-        ("measuring took", "" if known is None else f"{100 * known:.3g} % of the wall time"),
         ("wall time", "" if number(wall) is None else f"{shown(wall)} s"),
         ("finding the neurons took", "" if number(setup) is None else f"{shown(setup, 3)} s, once"),
     ]

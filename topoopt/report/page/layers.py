@@ -1,4 +1,4 @@
-"""The heat map of layers over steps, and what opens behind a cell: diagrams, barcodes and Betti curves of one layer."""
+"""The heat map of layers over steps, and what opens behind a cell: diagrams, barcodes, Betti curves and merge tree of one layer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import numpy as np
 from topoopt.homology.diagrams import betti_curve
 from topoopt.measurement import GroupMeasurement, Measurement
 from topoopt.report.page.runs import RunView
+from topoopt.report.page.trees import tree_of
 from topoopt.report.page.values import clip, number, numbers, spread
 
 SCALES = 64
 """Scales at which a Betti curve is embedded, evenly from 0 to the largest death."""
+
+BRANCHES = 64
+"""Merges of one tree that are embedded."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def values_along(metric: Metric, name: str, measurements: Sequence[Measurement])
     """The metric of a layer at each measurement, in four digits; None where it was not measured."""
     values: list[float | int | None] = []
     for m in measurements:
-        value = number(metric.of(m.groups[name]), 4) if name in m.groups else None
+        warming = metric.carried and bool(
+            m.spectral.warming
+        )  # r of Adam's first steps is of no use, here as on the timeline
+        value = number(metric.of(m.groups[name]), 4) if name in m.groups and not warming else None
         values.append(values[-1] if value is None and metric.carried and values else value)
     return values
 
@@ -87,7 +94,7 @@ def details(view: RunView, layers: int, editions: int, bars: int, left_out: list
         kept = [found[k] for k in spread(len(found), editions)]
         if len(kept) < len(found):
             thinned.add(f"{view.name}: diagrams of each layer at {editions} of their steps, evenly spaced")
-        result.append([_edition(group, bars) for group in kept])
+        result.append([_edition(step, group, bars) for step, group in kept])
     if any(degree["count"] > len(degree["bars"]) for layer in result for one in layer for degree in one["degrees"]):
         which = "H0 evenly by rank, higher degrees the longest"
         thinned.add(f"{view.name}: at most {bars} bars of a diagram ({which}); Betti curves are of all")
@@ -95,26 +102,30 @@ def details(view: RunView, layers: int, editions: int, bars: int, left_out: list
     return result
 
 
-def _editions(name: str, measurements: list[Measurement]) -> list[GroupMeasurement]:
-    """The layer at each step that its diagrams describe; the fullest where one step was told twice."""
+def _editions(name: str, measurements: list[Measurement]) -> list[tuple[int, GroupMeasurement]]:
+    """The layer at each step at which it was measured, with its diagrams; the fullest where one step was told twice.
+
+    H0 is of that step. Higher degrees are of `diagrams_step`, where they are certified to be there still.
+    """
     by_step: dict[int, GroupMeasurement] = {}
     for m in measurements:
         group = m.groups.get(name)
         if group is None or not _known(group.diagrams_step) or not group.diagrams:
             continue
-        there = by_step.get(group.diagrams_step)
+        there = by_step.get(m.step)
         if there is None or len(group.diagrams) > len(there.diagrams):
-            by_step[group.diagrams_step] = group
-    return [by_step[step] for step in sorted(by_step)]
+            by_step[m.step] = group
+    return sorted(by_step.items())
 
 
-def _edition(group: GroupMeasurement, bars: int) -> dict[str, Any]:
+def _edition(step: int, group: GroupMeasurement, bars: int) -> dict[str, Any]:
     diagrams = [d[~np.isnan(d).any(axis=1)] for d in group.diagrams]
     finite = [d[np.isfinite(d)] for d in diagrams]
     top = max((float(f.max()) for f in finite if f.size), default=0.0)
     scales = np.linspace(0.0, top, SCALES)
     return {
-        "step": group.diagrams_step,
+        "step": step,
+        "higher": group.diagrams_step,
         "n": number(group.n),
         "d": number(group.d),
         "top": number(top),
@@ -123,7 +134,17 @@ def _edition(group: GroupMeasurement, bars: int) -> dict[str, Any]:
         "resolution": number(group.resolution),
         "degrees": [_degree(diagram, degree, bars) for degree, diagram in enumerate(diagrams)],
         "betti": [betti_curve(diagram, scales).tolist() for diagram in diagrams],
+        "tree": _tree(group, min(bars, BRANCHES)),
     }
+
+
+def _tree(group: GroupMeasurement, most: int) -> dict[str, Any] | None:
+    """The merge tree near its root, distances in four digits; None where there is none."""
+    tree = tree_of(group, most)
+    if tree is None:
+        return None
+    merges = [[a, b, number(distance, 4)] for a, b, distance in tree.merges]
+    return {"sizes": tree.sizes, "merges": merges, "order": tree.order}
 
 
 def _degree(diagram: np.ndarray, degree: int, bars: int) -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""What was skipped, approximated or lies outside the theory: grouped, each reason once with how often it was said."""
+"""What was skipped, approximated or lies outside the theory: grouped, each reason once with how often it was said.
+
+Reasons that differ in their numbers alone are one reason, in which a number that varies is a range.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +13,14 @@ from dataclasses import dataclass
 from topoopt.report.page.runs import RunView
 from topoopt.report.page.values import clip, number
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+COUNTED = {
+    "homology_certified": "homology above degree 0 certified unchanged, and not computed again",
+    "homology_computed": "homology above degree 0 computed",
+    "homology_failed": "homology that failed",
+    "homology_restarts": "restarts of the process that computes homology",
+}
+"""Running totals in words."""
 MOST = 60
 """Reasons of one kind that are listed."""
 
@@ -30,7 +42,7 @@ def left_out(views: Sequence[RunView], page: Iterable[str]) -> list[Kind]:
         "Not measured": _skipped(views),
         "Readings without r": _without_r(views),
         "Approximated, or outside the theory": _notes(views),
-        "Faults and delays": _counts(views),
+        "Counted along the way": _counts(views),
         "Lines of the record that could not be read": _count(p for view in views for p in view.problems),
         "Still on its way when the run ended": _count(
             name for view in views if view.summary is not None for name in view.summary.unfinished
@@ -38,10 +50,24 @@ def left_out(views: Sequence[RunView], page: Iterable[str]) -> list[Kind]:
         "Thinned out on this page (the record has it all)": _count(page),
     }
     return [
-        Kind(title, tuple(found.most_common(MOST)), max(len(found) - MOST, 0))
+        Kind(title, tuple(merged.most_common(MOST)), max(len(merged) - MOST, 0))
         for title, found in kinds.items()
-        if found
+        if found and (merged := alike(found))
     ]
+
+
+def alike(found: Counter[str]) -> Counter[str]:
+    """Let texts that differ in their numbers alone be one, with the range of each number that varies."""
+    families: dict[str, list[str]] = {}
+    for text in found:
+        families.setdefault(NUMBER.sub("#", text), []).append(text)
+    merged: Counter[str] = Counter()
+    for family in families.values():
+        columns = [sorted(set(column), key=float) for column in zip(*(NUMBER.findall(text) for text in family))]
+        ranges = iter(column[0] if len(column) == 1 else f"{column[0]} to {column[-1]}" for column in columns)
+        text = NUMBER.sub(lambda _, ranges=ranges: next(ranges), family[0])
+        merged[text] += sum(found[one] for one in family)
+    return merged
 
 
 def _count(texts: Iterable[str]) -> Counter[str]:
@@ -77,5 +103,7 @@ def _counts(views: Sequence[RunView]) -> Counter[str]:
             if view.measurements
             else {}
         )
-        totals.update({clip(name): int(number(count) or 0) for name, count in last.items()})
+        totals.update(
+            {clip(COUNTED.get(name, name.replace("_", " "))): int(number(count) or 0) for name, count in last.items()}
+        )
     return +totals

@@ -57,8 +57,9 @@ GLOSSARY = (
     ("barcode, diagram", "The same features drawn twice: as bars from birth to death, and as points (birth, death). The "
      "further from the diagonal, the longer the life. Essential features never die."),
     ("Betti curve", "How many features of a degree are alive at each scale."),
-    ("merges", "Distances at which clusters of neurons join, the deaths of H0. The record keeps the distances and not which "
-     "neurons join, so that the page shows how many clusters are left and not a tree of names."),
+    ("merge tree", "Degree 0 as a tree: at each distance in turn the two nearest clusters of neurons join (single linkage). A "
+     "long branch is a group of neurons of its own; many short ones are a cloud without groups. Beside it, how many clusters "
+     "are left at each distance."),
     ("twins, vanishing, silent", "Neurons nearly equal to another; neurons with almost no weight; units that gave one output "
      "on every sample of the batch."),
     ("warming up", "A preconditioner (Adam's second moment) that has seen too few steps: r is shown as a hollow mark and is "

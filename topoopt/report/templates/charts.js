@@ -23,6 +23,13 @@ function hatch(svg, kind) {
   return `url(#${id})`;
 }
 
+// A group in which nothing is drawn outside of a box.
+function clipped(svg, x, y, width, height) {
+  const id = `clip-${(patterns += 1)}`;
+  svg.append("clipPath").attr("id", id).append("rect").attr("x", x).attr("y", y).attr("width", width).attr("height", height);
+  return svg.append("g").attr("clip-path", `url(#${id})`);
+}
+
 function axis(svg, make, x, y, label) {
   const group = svg.append("g").attr("class", "axis").attr("transform", `translate(${x},${y})`).call(make);
   if (label) svg.append("text").attr("class", "soft").attr("x", label.x).attr("y", label.y)
@@ -33,6 +40,7 @@ function axis(svg, make, x, y, label) {
 // Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where there are few.
 function logTicks(scale) {
   const [low, high] = scale.domain(), decades = Math.log10(high / low);
+  if (decades < 0.5) return d3.ticks(low, high, 5);
   const heads = decades > 6 ? [1] : decades > 1.3 ? [1, 3] : [1, 1.5, 2, 3, 5, 7];
   const every = Math.max(1, Math.ceil(decades / 7)), ticks = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p += 1)

@@ -35,6 +35,7 @@ const FILES = [
 ];
 
 function offerDownloads() {
+  if (byId("course")) FILES.splice(3, 0, ["Course (CSV)", "topoopt-course.csv", "text/csv", courseCsv]);
   for (const [label, name, type, make] of FILES) {
     element(byId("downloads"), "button", label, { type: "button" }).addEventListener("click", () => {
       const address = URL.createObjectURL(new Blob([make()], { type })), link = element(document.body, "a", null, { href: address, download: name });

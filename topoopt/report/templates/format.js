@@ -1,6 +1,6 @@
 // The embedded data, how numbers are written, and what is chosen at the moment.
 const data = JSON.parse(document.getElementById("topoopt-data").textContent);
-const chosen = { run: 0, rate: 0, metric: data.metrics[0].key, layer: 0, edition: 0, step: null };
+const chosen = { run: 0, rate: 0, metric: data.metrics[0].key, layer: 0, edition: 0, step: null, bracket: false };
 const byId = (id) => document.getElementById(id);
 const whole = d3.format(",");
 const short = (value) => d3.format(value !== 0 && Math.abs(value) < 0.001 ? ".2~e" : ".4~g")(value);
@@ -16,6 +16,12 @@ function element(parent, tag, text, attributes = {}) {
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   parent.append(made);
   return made;
+}
+
+function checkbox(parent, id, label, change) {
+  const line = element(parent, "label", null), box = element(line, "input", null, { id, type: "checkbox" });
+  element(line, "span", label);
+  box.addEventListener("change", () => change(box.checked));
 }
 
 // A labelled choice; `change` gets the index of what was chosen.

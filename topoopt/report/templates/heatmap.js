@@ -22,6 +22,9 @@ function drawHeatMap() {
       svg.append("rect").attr("class", "cell").attr("x", x(j)).attr("y", top + row * i).attr("width", Math.max(x.bandwidth() - gap, 0.5))
         .attr("height", row - 1).attr("fill", value === null ? missing : colour(value))
         .on("pointerenter", () => sayCell(i, j)).on("click", () => openLayer(i, heat.steps[j]));
+      if (value !== null && x.bandwidth() > 46 && row > 20) svg.append("text").attr("class", `cell-value ${inkOn(colour(value))}`).attr("x", x(j) + (x.bandwidth() - gap) / 2)
+        .attr("y", top + row * i + (row - 1) / 2).attr("dy", "0.35em").attr("text-anchor", "middle")
+        .text(show(Number(value.toPrecision(2))));
     });
   });
   svg.append("rect").attr("class", "frame").attr("x", names - 1).attr("y", top - 1).attr("width", width - 7 - names).attr("height", bottom - top + 1);
@@ -30,6 +33,12 @@ function drawHeatMap() {
     { x: width - 8, y: bottom + 36, anchor: "end", text: "step" });
   heatLegend(colour, metric, heat.values[metric.key].flat().some((v) => v === null));
   heatKeys(svg, heat, (i, j) => ({ x: x(j), y: top + row * i, width: x.bandwidth(), height: row - 1 }));
+}
+
+// Black or white, whichever stands out more: at least 4.5 to 1 on any ground.
+function inkOn(ground) {
+  const { r, g, b } = d3.rgb(ground), linear = (v) => (v <= 10.31 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) > 0.179 ? "on-light" : "on-dark";
 }
 
 function describeHeat(heat, metric) {

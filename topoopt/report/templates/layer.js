@@ -1,4 +1,4 @@
-// One layer at its first diagrams and at those of the chosen step: barcode, diagram, Betti curves, merges.
+// One layer at its first diagrams and at those of the chosen step: barcode, diagram, merge tree, Betti curves, merges.
 const DEGREE_SYMBOLS = [d3.symbolCircle, d3.symbolTriangle, d3.symbolSquare];
 const degreeClass = (k) => `degree-${Math.min(k, 2)}`;
 const editionsOf = () => data.runs[chosen.run].details[chosen.layer] || [];
@@ -46,6 +46,8 @@ function drawLayer() {
   const figures = [
     ...pair.map(([one, when]) => [`Barcode, ${when} ${whole(one.step)}`, (box, title) => barcode(box, one, top, title, pair), drawnBars(one)]),
     ...pair.map(([one, when]) => [`Diagram, ${when} ${whole(one.step)}`, (box, title) => diagram(box, one, top, title), summary(one)]),
+    ...(pair.every(([one]) => one.tree) ? pair.map(([one, when]) =>
+      [`Merge tree, ${when} ${whole(one.step)}`, (box, title) => mergeTree(box, one, title, pair), branches(one.tree)]) : []),
     ["Betti curves", (box, title) => betti(box, start, now, top, title), against(start, now)],
     ["Merges: clusters left at each distance", (box, title) => merges(box, start, now, title), against(start, now)],
   ];
@@ -60,17 +62,21 @@ function drawLayer() {
 const against = (start, now) => (start === now ? "" : `dashed: step ${whole(start.step)}; solid: step ${whole(now.step)}`);
 
 function layerFacts(now, start) {
-  const parts = [`Step ${whole(now.step)}: ${show(now.n)} neurons of dimension ${show(now.d)}, ${summary(now)}`];
+  const parts = [`Step ${whole(now.step)}: ${show(now.n)} neurons, each a point of ${show(now.d)} numbers. ${summary(now)}`];
   if (now.radius) parts.push(`Landmarks with covering radius ${show(now.radius)}: diagrams are right to within ${show(2 * now.radius)}`);
-  if (now.resolution) parts.push(`Features with death/birth above ${show(now.resolution)} are certified still there at the measurement`);
+  if (now.degrees.length === 1) parts.push("Its loops were not computed, or were on their way when the run ended");
+  else if (now.higher !== now.step) parts.push(`Loops are those of step ${whole(now.higher)}: ` + (now.resolution > 1.0005
+    ? `all that die beyond ${show(now.resolution)} times their birth are certified to be there still` : "certified to be there still"));
   if (now !== start) parts.push(`At the start (step ${whole(start.step)}): ${summary(start)}`);
   return `${parts.join(". ")}.`;
 }
 
+const KINDS = [["cluster", "clusters"], ["loop", "loops"], ["void", "voids"]];
+
 function summary(one) {
   return one.degrees.map(({ count, bars }, k) => {
-    const lives = bars.filter((bar) => bar[1] !== null).map(([birth, death]) => death - birth);
-    return `H${k} ${whole(count)}${lives.length ? `, longest ${show(Number(d3.max(lives).toPrecision(3)))}` : ""}`;
+    const lives = bars.filter((bar) => bar[1] !== null).map(([birth, death]) => death - birth), [single, many] = KINDS[k] || ["class", "classes"];
+    return `H${k}: ${whole(count)} ${count === 1 ? single : many}${lives.length ? `, the longest life ${show(Number(d3.max(lives).toPrecision(3)))}` : ""}`;
   }).join("; ");
 }
 
@@ -119,6 +125,32 @@ function diagram(box, one, top, title) {
       .append("title").text(`H${k}: birth ${show(birth)}, death ${death === null ? "never" : show(death)}`)));
   axis(svg, d3.axisBottom(x).ticks(5), 0, f.height - f.bottom, { x: f.width - f.right, y: f.height - 4, anchor: "end", text: "birth" });
   axis(svg, d3.axisLeft(y).ticks(5), f.left, 0, { x: 2, y: f.top - 7, text: "death" });
+}
+
+function branches({ sizes, merges }) {
+  const most = d3.max(sizes), leaves = most === 1 ? "a leaf is a neuron" : `a leaf is a cluster: the largest dot is ${whole(most)} neurons`;
+  return `${whole(merges.length)} merges nearest the root, where all are one cluster; ${leaves}`;
+}
+
+// Both trees have one scale of ratios, their roots at the right: equal shapes look equal, whatever their size.
+function mergeTree(box, one, title, pair) {
+  const { sizes, merges, order } = one.tree, f = sized(box, Math.max(180, Math.min(420, 70 + 6 * order.length)));
+  const svg = picture(box, f.width, f.height, title, branches(one.tree)), known = (tree) => tree.merges.map(([, , d]) => d).filter(positive);
+  const ratio = d3.max(pair, ([some]) => (known(some.tree).length ? d3.max(known(some.tree)) / d3.min(known(some.tree)) : 1)) * 1.12;
+  framed(svg, f);
+  if (!known(one.tree).length) return;
+  const far = d3.max(known(one.tree)) * 1.05, near = far / ratio / 1.05, x = d3.scaleLog([near, far], [f.left + 8, f.width - f.right]);
+  const y = d3.scalePoint(d3.range(order.length), [f.top, f.height - f.bottom]).padding(0.7), leaf = x(d3.max([near, d3.min(known(one.tree)) / 1.03]));
+  const at = new Map(order.map((cluster, row) => [cluster, [leaf, y(row)]]));
+  merges.forEach(([a, b, distance], k) => {
+    const end = Math.max(leaf, positive(distance) ? x(distance) : leaf), [from, to] = [at.get(a), at.get(b)];
+    svg.append("path").attr("class", "line branch degree-0").attr("d", `M${from[0]} ${from[1]}H${end}V${to[1]}H${to[0]}`)
+      .append("title").text(`joined at distance ${show(distance)}`);
+    at.set(sizes.length + k, [end, (from[1] + to[1]) / 2]);
+  });
+  order.forEach((cluster, row) => svg.append("circle").attr("class", "fill degree-0").attr("cx", leaf).attr("cy", y(row))
+    .attr("r", Math.min(7, 1.6 + 0.5 * Math.sqrt(sizes[cluster] - 1))).append("title").text(`${whole(sizes[cluster])} ${sizes[cluster] === 1 ? "neuron" : "neurons"}`));
+  axis(svg, d3.axisBottom(x).tickValues(logTicks(x)).tickFormat(short), 0, f.height - f.bottom, { x: f.width - f.right, y: f.height - 4, anchor: "end", text: "distance" });
 }
 
 const both = (start, now) => (start === now ? [[now, ""]] : [[start, "thin dash-1"], [now, ""]]);

@@ -5,32 +5,41 @@ function draw() {
   drawHeatMap();
   layerControls();
   drawLayer();
+  drawCourse();
 }
 
 function chooseRun(k) {
-  Object.assign(chosen, { run: k, layer: 0, edition: Infinity, rate: 0 });
+  Object.assign(chosen, { run: k, layer: widest(k), edition: Infinity, rate: 0 });
   chosen.edition = Math.max(editionsOf().length - 1, 0);
   document.querySelectorAll(".run-choice select").forEach((box) => (box.value = k));
   draw();
   if (steps.length) readout();
 }
 
-// The first metric that any run has a value of.
+// The layer that is opened first: the one of most neurons.
+const widest = (k) => Math.max(0, d3.maxIndex(data.runs[k].heat.neurons));
+
+// The first metric that is known of three cells in four, or else the one that is known of most.
 function firstMetric() {
-  const seen = ({ key }) => data.runs.some((run) => run.heat.values[key].flat().some((value) => value !== null));
-  const k = Math.max(0, data.metrics.findIndex(seen));
+  const shares = data.metrics.map(({ key }) => d3.mean(data.runs.flatMap((run) => run.heat.values[key].flat()), (value) => Number(value !== null)) ?? 0);
+  const known = shares.findIndex((share) => share >= 0.75), k = known >= 0 ? known : Math.max(0, d3.maxIndex(shares));
   chosen.metric = data.metrics[k].key;
   return k;
 }
 
 function setUp() {
   const names = data.runs.map((run) => run.name), rates = d3.max(data.runs, (run) => run.timeline.lr.length) || 0;
-  if (names.length > 1) for (const [id, label] of [["timeline-controls", "Bracket and rates of"], ["heat-controls", "Run"]])
-    selector(byId(id), `${id}-run`, label, names, 0, chooseRun).parentNode.classList.add("run-choice");
+  if (names.length > 1) for (const [id, label] of [["timeline-controls", "r_pair and rates of"], ["heat-controls", "Run"], ["course-controls", "Run"]])
+    if (byId(id)) selector(byId(id), `${id}-run`, label, names, 0, chooseRun).parentNode.classList.add("run-choice");
   if (rates > 1) selector(byId("timeline-controls"), "rate-choice", "Parameter group", d3.range(rates), 0, (g) => {
     chosen.rate = g;
     drawTimeline();
     readout();
+  });
+  if (boundIsFar()) checkbox(byId("timeline-controls"), "whole-bracket", "Down to r_pair, the lower bound", (on) => {
+    chosen.bracket = on;
+    timelineLegend();
+    drawTimeline();
   });
   selector(byId("heat-controls"), "metric-choice", "Show", data.metrics.map((metric) => metric.label), firstMetric(), (k) => {
     chosen.metric = data.metrics[k].key;
@@ -44,6 +53,7 @@ function setUp() {
     chosen.edition = Number(edition.value);
     drawLayer();
   });
+  chosen.layer = widest(0);
   chosen.edition = Math.max(editionsOf().length - 1, 0);
   chosen.step = steps[steps.length - 1] ?? null;
   offerDownloads();

@@ -45,21 +45,32 @@ function panel({ svg, left, right }, top, height, scale, title) {
   svg.append("text").attr("x", left).attr("y", top - 7).attr("font-weight", 600).text(title);
 }
 
-function path(box, t, value, y, top, classes) {
+function path(box, t, value, y, top, classes, into = box.svg) {
   const line = d3.line().defined(([, v]) => v !== null && (!y.base || v > 0)).x(([k]) => box.x(t.step[k])).y(([, v]) => top + y(v));
   const points = t.step.map((_, k) => [k, value(k)]);
-  box.svg.append("path").attr("class", `line ${classes}`).attr("d", line(points));
+  into.append("path").attr("class", `line ${classes}`).attr("d", line(points));
   points.forEach(([k, v], i) => { // a value between two gaps is no line
     const alone = (j) => !points[j] || points[j][1] === null;
     if (v !== null && (!y.base || v > 0) && alone(i - 1) && alone(i + 1))
-      box.svg.append("circle").attr("class", `fill ${classes}`).attr("r", 2).attr("cx", box.x(t.step[k])).attr("cy", top + y(v));
+      into.append("circle").attr("class", `fill ${classes}`).attr("r", 2).attr("cx", box.x(t.step[k])).attr("cy", top + y(v));
   });
 }
 
+const settled = (t) => t.r.filter((r, k) => positive(r) && !t.warming[k]);
+
+// Where r itself lies. r_pair is often a thousand times less, and would squeeze what matters into a sliver.
+function ownRange() {
+  const all = d3.sort(data.runs.flatMap(({ timeline: t }) => settled(t)));
+  const bounds = data.runs[chosen.run].timeline.r_pair.filter(positive);
+  const floor = d3.max(all) / 3000, low = d3.median(all) > floor ? Math.max(d3.quantile(all, 0.02), floor) : d3.quantile(all, 0.02);
+  return all.length ? [all[0] > low / 5 ? all[0] : low, d3.max(all)] : bounds.length ? d3.extent(bounds) : [0.5, 1];
+}
+const boundIsFar = () => data.runs.some(({ timeline: t }) => d3.min(t.r_pair.filter(positive)) < ownRange()[0] / 2);
+
 function drawProximity(box, top, height) {
-  const all = data.runs.flatMap(({ timeline: t }, i) => [...t.r, ...(i === chosen.run ? t.r_pair : [])]).filter(positive);
+  const shown = [...ownRange(), ...(chosen.bracket ? data.runs[chosen.run].timeline.r_pair.filter(positive) : [])];
   const edges = data.runs.flatMap((run) => run.timeline.edge).filter(positive);
-  const y = valueScale(all, [height, 0], [1, ...edges, d3.max([1, ...edges]) * 1.5]);
+  const y = valueScale(shown, [height, 0], [0.6, 1, ...edges, d3.max([1, ...edges]) * 1.5]);
   const { svg, x, left, right } = box;
   const level = (v) => top + Math.min(Math.max(y(v), 0), height);
   const [least, most] = d3.extent(edges), one = most / least < 1.25; // one edge: the grounds follow it
@@ -73,13 +84,13 @@ function drawProximity(box, top, height) {
     svg.append("path").attr("class", `${name} tint`).attr("d", outline);
     svg.append("path").attr("class", `${name} band`).attr("d", outline).attr("fill", hatch(svg, name));
   }
-  panel(box, top, height, y, "r = η/η*");
+  panel(box, top, height, y, box.small ? "r = η/η*" : "r = η/η*, how close a step comes to the critical rate");
   svg.append("path").attr("class", "level").attr("d", `M${left} ${level(1)}H${right}`);
   data.runs.forEach(({ timeline: t }, i) => {
     if (!one) path(box, t, (k) => t.edge[k], y, top, `dash-1 thin ${runClass(i)}`);
     else if (i === chosen.run) svg.append("path").attr("class", "level dashed").attr("d", d3.line()(edge));
   });
-  drawReadings(box, y, top);
+  drawReadings({ ...box, svg: clipped(svg, left, top - 5, right - left, height + 5) }, y, top);
   for (const [name, low, high] of grounds) {
     if (high === undefined || !(high > low) || level(low) - level(high) < 20) continue; // the legend names them all
     svg.append("text").attr("class", "halo band-label").attr("x", right - 6).attr("y", level(high) + 15).attr("text-anchor", "end").text(name);
@@ -104,7 +115,7 @@ function drawReadings(box, y, top) {
   const within = (k) => bracketed.length > 1 && k >= bracketed[0] && k <= bracketed[bracketed.length - 1];
   const area = d3.area().defined((k) => within(k) && positive(picked.r[k]) && !picked.warming[k]).x((k) => x(picked.step[k]))
     .y0((k) => top + y(Math.min(bound(picked.step[k]), picked.r[k]))).y1((k) => top + y(picked.r[k]));
-  svg.append("path").attr("class", `bracket ${runClass(chosen.run)}`).attr("d", area(d3.range(picked.step.length)));
+  if (chosen.bracket || !boundIsFar()) svg.append("path").attr("class", `bracket ${runClass(chosen.run)}`).attr("d", area(d3.range(picked.step.length)));
   const lower = { step: bracketed.map((k) => picked.step[k]) };
   path(box, lower, (i) => picked.r_pair[bracketed[i]], y, top, `thin dash-2 ${runClass(chosen.run)}`);
   data.runs.forEach(({ timeline: t }, i) => {
@@ -137,7 +148,8 @@ function drawRate(box, top, height) {
   const values = data.runs.flatMap(({ timeline: t }) => t.step.map((_, k) => used(t, g, k)));
   picked.step.forEach((_, k) => values.push(nominal(k), critical(picked, g, k)));
   const y = valueScale(values.filter(positive), [height, 0]);
-  panel(box, top, height, y, "learning rate");
+  const same = picked.step.every((_, k) => nominal(k) === used(picked, g, k)), of = same ? "as set" : "used; dashed: as set";
+  panel(box, top, height, y, box.small ? "learning rate; dotted: η*" : `learning rate: ${of}; dotted: η*, where r would be 1`);
   for (const one of picked.marks) {
     const at = x(one.step);
     svg.append("path").attr("class", "event-line").attr("d", `M${at} ${top}V${top + height}`);
@@ -146,7 +158,7 @@ function drawRate(box, top, height) {
     mark.append("title").text(`step ${whole(one.step)}: factor from ${show(one.from)} to ${show(one.to)}; ${one.why}`);
   }
   path(box, picked, (k) => critical(picked, g, k), y, top, `thin dash-2 ${runClass(chosen.run)}`);
-  path(box, picked, nominal, y, top, `thin dash-1 ${runClass(chosen.run)}`);
+  if (!same) path(box, picked, nominal, y, top, `thin dash-1 ${runClass(chosen.run)}`);
   data.runs.forEach(({ timeline: t }, i) => path(box, t, (k) => used(t, g, k), y, top, `${runClass(i)} ${dashClass(i)}`));
 }
 
@@ -160,7 +172,7 @@ function drawCursor(box, { y, top }, from, to) {
     data.runs.forEach(({ timeline: t }, i) => {
       const k = rowAt(t, chosen.step), r = k < 0 ? null : t.r[k];
       dots[i].attr("visibility", positive(r) ? "visible" : "hidden");
-      if (positive(r)) dots[i].attr("cx", x(t.step[k])).attr("cy", top + y(r));
+      if (positive(r)) dots[i].attr("cx", x(t.step[k])).attr("cy", top + Math.max(0, Math.min(y(r), y.range()[0])));
     });
   };
   hit.on("pointermove pointerdown", (event) => {
@@ -210,15 +222,15 @@ function timelineLegend() {
     svg.append("rect").attr("width", 28).attr("height", 14).attr("fill", hatch(svg, name));
   } });
   const entries = data.runs.map(({ name }, i) => ({
-    text: several ? name : "r, loss, rate used",
+    text: several ? name : "r (below: loss, rate)",
     draw: (svg) => { lineSample(`line ${runClass(i)} ${dashClass(i)}`)(svg); if (several) symbol(svg, SYMBOLS[i % SYMBOLS.length], 14, 7, 36, `fill ${runClass(i)}`); },
   }));
   const of = several ? ` of ${data.runs[k].name}` : "", t = data.runs[k].timeline;
-  entries.push({ text: `r_pair and bracket${of}; η*`, draw: (svg) => {
-    svg.append("rect").attr("class", `bracket ${runClass(k)}`).attr("width", 28).attr("height", 7);
+  const bracketed = chosen.bracket || !boundIsFar();
+  if (t.r_pair.some((v) => positive(v) && (bracketed || v > ownRange()[0]))) entries.push({ text: `${bracketed ? "down to " : ""}r_pair, a lower bound of r${of}`, draw: (svg) => {
+    if (bracketed) svg.append("rect").attr("class", `bracket ${runClass(k)}`).attr("width", 28).attr("height", 7);
     lineSample(`line thin dash-2 ${runClass(k)}`)(svg);
   } });
-  entries.push({ text: `rate as set${of}`, draw: lineSample(`line thin dash-1 ${runClass(k)}`) });
   if (t.warming.some(Boolean)) entries.push({ text: "warming up", draw: (svg) => symbol(svg, d3.symbolCircle, 14, 7, 36, `hollow ${runClass(k)}`) });
   if (t.marks.length) entries.push({ text: "factor changed", draw: (svg) => svg.append("path").attr("class", "event").attr("d", "M14 3l4 7h-8z") });
   entries.push(ground("constrained", "constrained: r below 1"), ground("permissive", "permissive: to the edge"),
