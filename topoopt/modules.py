@@ -105,7 +105,8 @@ def _belongs_to_the_model(hook: Any) -> bool:
     part's states to another (a backbone's); or is our own look at an evaluation of a loss.
     """
     home = getattr(hook, "__module__", None) or ""
-    theirs = ("torch.nn.utils", "torch.distributed.", "transformers.", "topoopt.curvature.closure")
+    ours = ("topoopt.curvature.closure", "topoopt.optimizer.evidence")
+    theirs = ("torch.nn.utils", "torch.distributed.", "transformers.", *ours)
     return type(hook).__module__.startswith("torch.nn.utils") or home.startswith(theirs)
 
 

@@ -70,6 +70,8 @@ class SpectralReading:
     """Norm of the gradient that the optimizer found."""
     update_ratio: float = math.nan
     """|D| / |x| of the step: the displacement's norm over the weights' norm."""
+    weight_norm: float = math.nan
+    """|x| before the step: the weights' norm, from 512 entries of each tensor."""
     clipped: float = 1.0
     """Length of the gradient that the optimizer found over the length that backward made; 1 where nothing stood between."""
     silent: float = math.nan
@@ -87,11 +89,11 @@ class SpectralReading:
         """Whether r is known and is of the run, not of a preconditioner warming up."""
         return not math.isnan(self.r) and not self.warming
 
-    def at(self, scale: float, update_ratio: float = math.nan) -> SpectralReading:
+    def at(self, scale: float, update_ratio: float = math.nan, weight_norm: float = math.nan) -> SpectralReading:
         """The same reading, of a step taken with this factor on its rates: r and the spectrum are proportional to it."""
         group = None if self.group is None else (self.group[0], self.group[1] * scale)
         ends = {"r": self.r * scale, "low": self.low * scale, "high": self.high * scale, "field": self.field * scale}
-        return replace(self, scale=scale, update_ratio=update_ratio, group=group, **ends)
+        return replace(self, scale=scale, update_ratio=update_ratio, weight_norm=weight_norm, group=group, **ends)
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,11 @@ def test_refusals():
     x[1] = torch.inf
     with pytest.raises(MeasurementError, match="neurons 1"):
         degeneracy(x, torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-18, 1.0, 1e18])
+def test_counts_do_not_depend_on_the_scale(size: float) -> None:
+    points = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    points[0] *= 1e-9
+    points *= size
+    assert degeneracy(points, torch.cdist(points.double(), points.double())).vanishing == 1

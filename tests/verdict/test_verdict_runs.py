@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -33,6 +34,32 @@ def test_too_high() -> None:
     verdict = judge(readings_of(mlp(), torch.optim.AdamW, 0.1))
     assert verdict.state == "too high"
     assert "silent" in verdict.happened
+
+
+def test_weights_that_are_thrown_outwards_are_too_high() -> None:
+    verdict = judge(readings_of(mlp(nn.Tanh), torch.optim.AdamW, 0.1))
+    assert verdict.state == "too high"
+    assert "the weights grew to" in verdict.happened.lower()
+
+
+class Normed(torch.optim.Optimizer):
+    """A rule that topoopt does not know: each tensor's gradient over its length."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad / (p.grad.norm() + 0.1))
+
+
+def test_of_an_unknown_rule_r_tells_neither_too_low_nor_right() -> None:
+    for lr in (1e-3, 0.1):
+        verdict = judge(readings_of(mlp(nn.Tanh), Normed, lr))
+        assert verdict.state == "lower bound only"
+        assert "Compare its loss" in verdict.advice
 
 
 def test_a_dead_network_has_collapsed() -> None:

@@ -67,6 +67,8 @@ def readings_of(
                     baseline=baseline_of(y[chosen]) if loss_of is cross_entropy else math.nan,
                     grad_norm=gradient,
                     update_ratio=float(moved.norm() / before.norm()),
+                    weight_norm=float(before.norm()),
+                    probe=len(x[chosen]),
                     silent=silent,
                     reason="" if finite else "the loss or its curvature is not finite",
                     warming="its averages are young" if step < 10 and "ad" in estimate.rule else "",

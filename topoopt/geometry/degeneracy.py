@@ -58,7 +58,13 @@ def counts(points: Tensor, nearest: Tensor, vanishing_tolerance: float, twin_tol
 
     Points (n, d) are in the dtype they are kept in, `nearest` (n,) is the distance of every point's nearest other.
     """
-    norms = torch.linalg.vector_norm(as_points(points), dim=1)
+    rows = as_points(points)
+    largest = rows.abs().amax()
+    unit = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+    norms = torch.linalg.vector_norm(
+        rows / unit, dim=1
+    )  # in units of the largest entry: squares of tiny ones underflow
+    nearest = nearest / unit
     scale = torch.linalg.vector_norm(norms) / math.sqrt(max(1, len(norms)))
     resolution = torch.finfo(points.dtype).eps * norms  # half an eps of each neuron, in every component
     few = norms <= vanishing_tolerance * scale, nearest <= twin_tolerance * scale, nearest <= resolution

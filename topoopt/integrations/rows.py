@@ -34,7 +34,7 @@ DETAILS = "topo_details/"
 LAYERS = "topo_layers/"
 REMEMBERED = 64
 """Steps whose values are remembered, so that late homology adds to them what is new."""
-RECENT = 50
+KEPT = 10_000
 """Readings that tell whether anything moves, as in the run itself."""
 COLUMNS = (
     "layer",
@@ -60,7 +60,7 @@ class Rows:
     phase: Phase = Phase.UNKNOWN
     """Of the latest row."""
     _written: OrderedDict[int, dict[str, float]] = field(default_factory=OrderedDict)
-    _recent: list[SpectralReading] = field(default_factory=list)
+    _readings: list[SpectralReading] = field(default_factory=list)
 
     def row(self, seen: Measurement | SpectralReading) -> dict[str, float]:
         """Return the scalars to write, `topo/step` always among them; no more than that when nothing is new."""
@@ -73,8 +73,10 @@ class Rows:
         return {STEP: float(seen.step)} | new
 
     def _of_reading(self, reading: SpectralReading) -> dict[str, float]:
-        self._recent = [*self._recent[1 - RECENT :], reading]
-        self.phase = critical.assess(reading, stalled=stalled(self._recent), previous=self.phase).phase
+        self._readings.append(reading)
+        if len(self._readings) > KEPT:
+            del self._readings[1 : KEPT // 2 : 2]
+        self.phase = critical.assess(reading, stalled=stalled(self._readings), previous=self.phase).phase
         return _reading(reading) | {"topo/phase": _number(self.phase)}
 
     def _of_measurement(self, measurement: Measurement) -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from topoopt.curvature import Shadow, Tape
@@ -22,6 +23,11 @@ ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softsign, nn.PReLU, nn.RReLU,
 )  # fmt: skip
+FUNCTIONS = (
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "gelu", "silu", "mish", "elu", "elu_", "selu", "celu", "tanh", "tanh_",
+    "softplus", "hardtanh", "hardswish",
+)  # fmt: skip
+"""Activations that a forward calls as functions, by their name."""
 NORMS = (
     nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
     nn.LocalResponseNorm,
@@ -51,21 +57,34 @@ class Evidence:
             shadow.watch = None
 
     @contextmanager
+    def looking_on(self, model: nn.Module) -> Iterator[None]:
+        """Look at the activations of the model itself while a given loss is evaluated; not of a compiled one, which hooks
+        would have compiled anew.
+        """
+        self._silent, self._units, self._seen = [], 0, None
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+            yield
+            return
+        with self._watch(model):
+            yield
+
+    @contextmanager
     def _watch(self, module: nn.Module) -> Iterator[None]:
-        """Hooks on the copy's activations, for one call."""
+        """Hooks on the activations, for one call; where a model has none as modules, its functions are seen."""
         if self._silent:
             yield
             return
         parts = [m for m in module.modules() if isinstance(m, ACTIVATIONS) or _is_activation(m)]
         handles = [m.register_forward_hook(self._see) for m in parts]
         try:
-            yield
+            with nullcontext() if parts else _Functions(self._see):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
     @torch.no_grad()
-    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see(self, of: object, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 2 or not output.is_floating_point():
             return
         channel = 1 if output.ndim == 4 else output.ndim - 1
@@ -111,13 +130,45 @@ class Evidence:
             grad_norm=seen["gradient"],
             clipped=share if factor is None or 0.5 < factor < 2 else 1.0,
             silent=seen["silent"] / self._units if self._units else math.nan,
-            normalized=shadow.module is not None and any(_is_norm(m) for m in shadow.module.modules()),
+            normalized=_holds_norms(shadow.module),
         )
 
-    def of_loss(self, reading: SpectralReading, found: Sequence[Tensor | None], passage: Passage) -> SpectralReading:
-        """What a given loss shows: the gradient's length alone."""
+    def of_loss(
+        self, reading: SpectralReading, found: Sequence[Tensor | None], passage: Passage, model: nn.Module
+    ) -> SpectralReading:
+        """What a given loss shows: the gradient's length, and the units where `looking_on` saw them; its labels are not seen."""
         gradient = [g for g in found if g is not None]
-        return replace(reading, grad_norm=float(_norm(gradient)) if gradient else math.nan, clipped=passage.share)
+        numbers = {"gradient": _norm(gradient)} if gradient else {}
+        if self._silent:
+            numbers["silent"] = torch.stack([s.float() for s in self._silent]).sum()
+        seen = dict(zip(numbers, brought_over(list(numbers.values()))))
+        silent = seen["silent"] / self._units if self._silent else math.nan
+        self._silent = []
+        return replace(
+            reading,
+            grad_norm=seen.get("gradient", math.nan),
+            clipped=passage.share,
+            silent=silent,
+            normalized=_holds_norms(model),
+        )
+
+
+class _Functions(TorchFunctionMode):
+    """Shows what activations that are called as functions give."""
+
+    def __init__(self, see: Callable[[object, Any, Any], None]) -> None:
+        super().__init__()
+        self._show = see
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in FUNCTIONS:
+            self._show(func, args, output)
+        return output
+
+
+def _holds_norms(model: nn.Module | None) -> bool:
+    return model is not None and any(_is_norm(m) for m in model.modules())
 
 
 def _is_activation(module: nn.Module) -> bool:

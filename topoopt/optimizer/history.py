@@ -13,8 +13,6 @@ from topoopt.verdict import Verdict, judge, stalled
 
 KEPT = 10_000
 """Readings that are held on to; of a longer run the earliest are thinned out."""
-RECENT = 50
-"""Readings of which it is told whether anything moves."""
 
 
 class History:
@@ -59,12 +57,12 @@ class History:
     @property
     def verdict(self) -> Verdict:
         """What the readings so far say."""
-        return judge(self._readings, total_steps=self.about.total_steps)
+        return judge(self._readings, total_steps=self.about.total_steps, groups=self.last.groups if self.last else None)
 
     def stand(self, reading: SpectralReading, r_pair: float = math.nan) -> Assessment:
         """Where a step stands, by the latest reading or one that is no part of the history."""
-        recent = self._readings[-RECENT:]
-        still = stalled(recent if reading in recent[-1:] else [*recent, reading])
+        known = self._readings  # all of them: what the run has come from tells whether it has collapsed
+        still = stalled(known if reading in known[-1:] else [*known, reading])
         self.latest = critical.assess(
             reading, r_pair=r_pair, estimator=self._estimator, stalled=still, previous=self.phase
         )

@@ -6,6 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -119,7 +120,7 @@ class Reader:
         if any(is_sharded(p) for p in tape.parameters):
             with self.tracker.live(tape, reduce=self._ranks.reducer()) as tracked:
                 reading = self._estimated(tracked, model, groups)
-                return self._evidence.of_loss(reading, tracked.spectrum.gradient, tracked.spectrum.passage)
+                return self._evidence.of_loss(reading, tracked.spectrum.gradient, tracked.spectrum.passage, model)
         tracked = self.tracker.taped(tape, reduce=self._ranks.reducer(), numbers=numbers)
         assert tracked.step is not None
         shadow = tracked.step.shadow
@@ -133,9 +134,12 @@ class Reader:
     ) -> SpectralReading:
         # A closure computes this step's gradients after us: what lies in .grad is the last step's.
         grads = "probe" if closure_given else "auto"
-        with self.tracker.open(loss, grads=grads, reduce=self._ranks.reducer(), model=model) as tracked:
+        with ExitStack() as stack:
+            with self._evidence.looking_on(model):
+                opened = self.tracker.open(loss, grads=grads, reduce=self._ranks.reducer(), model=model)
+                tracked = stack.enter_context(opened)
             reading = self._estimated(tracked, model, groups)
-            return self._evidence.of_loss(reading, tracked.spectrum.gradient, tracked.spectrum.passage)
+            return self._evidence.of_loss(reading, tracked.spectrum.gradient, tracked.spectrum.passage, model)
 
     def _estimated(
         self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup], read: Read = Tensor.tolist

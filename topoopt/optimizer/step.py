@@ -205,7 +205,7 @@ class Stepper(Instruments):
             if self.certifier is not None:
                 self._certify(self.certifier)
             if step.reading is not None:
-                step.reading = step.reading.at(self.lr_scale, math.nan if step.sample is None else step.sample.ratio())
+                step.reading = step.reading.at(self.lr_scale, *(step.sample.lengths() if step.sample else ()))
                 self.history.read(step.reading)
             if step.compares:
                 self.complete()

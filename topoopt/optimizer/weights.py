@@ -32,10 +32,10 @@ class Sample:
         self._before = [_entries(w).clone() for w in own]
 
     @torch.no_grad()
-    def ratio(self) -> float:
-        """|D| / |x| of the step taken since, each tensor weighed by its size; one host read."""
+    def lengths(self) -> tuple[float, float]:
+        """|D| / |x| of the step taken since, and |x| before it, each tensor weighed by its size; one host read."""
         if not self._weights:
-            return math.nan
+            return math.nan, math.nan
         device = self._before[0].device
         moved, length = [], []
         for weight, before in zip(self._weights, self._before):
@@ -43,7 +43,7 @@ class Sample:
             moved.append(((_entries(weight) - before).abs().float().square().sum() * share).to(device))
             length.append((before.abs().float().square().sum() * share).to(device))
         total, whole = torch.stack([torch.stack(moved).sum(), torch.stack(length).sum()]).tolist()
-        return math.sqrt(total / whole) if whole > 0 else math.nan
+        return (math.sqrt(total / whole) if whole > 0 else math.nan), math.sqrt(whole)
 
 
 def _entries(weight: Tensor) -> Tensor:

@@ -6,21 +6,26 @@ loss, the units) is of all readings, the last of them above all.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from topoopt.measurement import SpectralReading
 
+T = TypeVar("T")
 FIRST_STEPS = 10
 """Steps of a run that are not counted: r is of the initial weights there, and Adam's step nearly a sign."""
 FITTED_STEPS, FITTED_SHARE = 100, 0.25
 """The rule was fitted on r of a run's first 100 steps, a quarter of it; in longer runs the first quarter is what counts."""
+ENOUGH = 5
+"""Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
 FULL_RATE = 0.5
 """Share of the largest rate from which a reading is of the run's full rate: cuts off warm-up and decay."""
+LATEST = 17
+"""Most readings at a run's end that tell what became of it: a third of the first 50."""
 UNKNOWN_RULE = "black box"
 NADAM_SHARE = 0.59
 """Share of its whole effect that a gradient has at once in torch's NAdam, whose decay of the momentum begins at half of beta
@@ -32,6 +37,11 @@ def median(values: Iterable[float]) -> float:
     """Median of what is known; NaN of nothing."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.median(known) if known else math.nan
+
+
+def latest(values: Sequence[T]) -> Sequence[T]:
+    """The last third, and no more than `LATEST`: of a long run, what happens now."""
+    return values[-min(max(1, len(values) // 3), LATEST) :]
 
 
 def rate(reading: SpectralReading) -> float:
@@ -118,19 +128,49 @@ class Evidence:
         return _ends([reading.loss for reading in self.window])
 
     @property
-    def scatter(self) -> float:
-        """How far log loss jumps from reading to reading: median distance from the median jump; NaN where few are known."""
-        losses = [reading.loss for reading in self.window if 0 < reading.loss < math.inf]
-        jumps = [math.log(after) - math.log(before) for before, after in itertools.pairwise(losses)]
-        if len(jumps) < 4:
-            return math.nan
-        usual = median(jumps)
-        return median(abs(jump - usual) for jump in jumps)
+    def left(self) -> float:
+        """Share of its loss that the run kept over the window; NaN where that is not known, or a likelihood."""
+        first, last = self.thirds()
+        return last / first if first > 0 and last > 0 else math.nan
+
+    @property
+    def gradient_trend(self) -> float:
+        """Length of the gradient, as it was before any clipping, in the last third of the window over that in the first."""
+        first, last = _ends([reading.grad_norm / (reading.clipped or math.nan) for reading in self.window])
+        return last / first if first > 0 else math.nan
+
+    @cached_property
+    def _measured(self) -> list[SpectralReading]:
+        """Readings of the run's first `FITTED_STEPS` steps that know the weights' length."""
+        limit = self.readings[0].step + FITTED_STEPS
+        return [reading for reading in self.readings if reading.weight_norm > 0 and reading.step <= limit]
+
+    @property
+    def growth(self) -> float:
+        """Factor by which the weights' length grew over the run's first `FITTED_STEPS` steps; NaN where it is not known."""
+        known = self._measured
+        return known[-1].weight_norm / known[0].weight_norm if len(known) > 1 else math.nan
+
+    @property
+    def growing_steps(self) -> int:
+        """The steps that `growth` is of."""
+        return self._measured[-1].step - self._measured[0].step
+
+    @property
+    def way(self) -> float:
+        """Factor by which the weights' length grew over all readings; NaN where it is not known."""
+        known = [reading.weight_norm for reading in self.readings if reading.weight_norm > 0]
+        return known[-1] / known[0] if known else math.nan
+
+    @property
+    def spike(self) -> float:
+        """Largest loss after the first over the first; NaN where few are known, or where the loss is a likelihood."""
+        return self.peak / self.start if self.start > 0 else math.nan
 
     @property
     def late_loss(self) -> float:
-        """Median loss of the last third of all readings."""
-        return _ends(self.losses)[1]
+        """Median loss of the latest readings."""
+        return median(latest(self.losses))
 
     @property
     def best_loss(self) -> float:
@@ -144,9 +184,9 @@ class Evidence:
         return median(reading.baseline for reading in self.readings)
 
     def silent(self) -> tuple[float, float]:
-        """Share of silent units in the first reading that saw any, and the median of the last third."""
+        """Share of silent units in the first reading that saw any, and the median of the latest."""
         shares = [reading.silent for reading in self.readings if not math.isnan(reading.silent)]
-        return (shares[0] if shares else math.nan), _ends(shares)[1]
+        return (shares[0] if shares else math.nan), median(latest(shares))
 
     @property
     def update_ratio(self) -> float:
@@ -171,5 +211,7 @@ def gather(readings: Sequence[SpectralReading], total_steps: int | None = None) 
     at_full = [reading for reading in known if not rate(reading) < full]
     settled = [reading for reading in at_full if reading.step < 0 or reading.step >= FIRST_STEPS] or at_full
     limit = begin + max(FITTED_STEPS, FITTED_SHARE * length)
-    early = [reading for reading in settled if reading.step <= limit] or settled
+    early = [reading for reading in settled if reading.step <= limit]
+    if len(early) < ENOUGH:  # readings that lie far apart, of a run whose length is not known, say
+        early = settled[:ENOUGH]
     return Evidence(ordered, tuple(early), tuple(settled[len(settled) // 2 :]))

@@ -54,7 +54,7 @@ def judge(
 
     Args:
         readings: all readings of the run so far, of any spacing; at least five at its full rate are needed. The rule was
-            fitted on one every five steps from 10 to 100; of longer runs the first quarter counts.
+            fitted on one every five steps from 10 to 100; of longer runs the first quarter counts, or the first five.
         total_steps: length of the whole run, where it is known.
         groups: the neuron groups as last measured; they add r_pair, where r itself is not known, and the most silent layer.
     """
@@ -79,19 +79,12 @@ def _state(evidence: Evidence) -> tuple[str, str]:
         return "lower bound only", next((r.reason for r in reversed(evidence.readings) if r.reason), "")
     if len(evidence.window) < rule.ENOUGH:
         return "not enough readings", ""
-    if evidence.edge is None:
-        return _without_edge(evidence), ""
-    if rule.at_edge(evidence):
+    if evidence.edge is not None and rule.at_edge(evidence):
         return "at the edge", ""
-    if evidence.level > rule.high(evidence):
+    if why := rule.strained(evidence):
+        return "too high", why
+    if evidence.edge is None:  # such a rule's r in the thresholds' units is r or more
+        return ("too high" if evidence.r > rule.HIGH else "lower bound only"), ""
+    if evidence.level > rule.HIGH:
         return "too high", ""
-    if rule.waiting(evidence):
-        return "not enough readings", "plateau"
     return ("too low" if evidence.level < rule.low(evidence) and not rule.solved(evidence) else "right"), ""
-
-
-def _without_edge(evidence: Evidence) -> str:
-    """An unknown rule's share at once lies between 0.05 (beta = 0.95) and 1, so r in its units between r and 4.5 r."""
-    if evidence.r > rule.high(evidence):
-        return "too high"
-    return "too low" if evidence.r < rule.low(evidence) * math.sqrt(0.05) else "lower bound only"

@@ -1,6 +1,6 @@
 """The rule: a short list of thresholds, each fitted on the runs of the first set of `benchmarks/verdict.py`.
 
-Those are 1,085 runs of 155 small tasks (multilayer, residual, convolutional, attention, recurrent; with and without
+Those are 1,204 runs of 172 small tasks (multilayer, residual, convolutional, attention, recurrent; with and without
 normalisation; images, tables, text, regression, noise; batches of 16 to 512; gradient descent, momentum of 0.5 to 0.95,
 Adam's family with beta1 of 0 to 0.95) at seven rates each, read over their first 100 steps and judged by the final loss of
 the grid. Thresholds on r are in units of sqrt(1 - beta): in these the best rates of all update rules read alike, where in
@@ -13,31 +13,29 @@ import math
 from collections.abc import Sequence
 
 from topoopt.measurement import SpectralReading
-from topoopt.verdict.evidence import Evidence, gather, median
+from topoopt.verdict.evidence import ENOUGH, Evidence, gather, latest, median
 from topoopt.verdict.numbers import number
 
-ENOUGH = 5
-"""Fewest readings to judge by; single readings of a batch scatter by a factor of two."""
-HIGH = 6.2
-"""Median r / sqrt(1 - beta) above which a rate is too high: from 4.5 to here 10 fitted runs were right and 2 too high, above
-it 5 and 7, the right ones on text, whose loss has a high floor. Flat from 6 to 7."""
-SPIKED, HIGH_SPIKED = 1.5, 2.4
-"""The same for a run whose loss was up to 1.5 times its start on the way: 10 of 16 fitted ones above were too high, 3 right.
-Flat from 2 to 2.5."""
-LOW, LOW_DESCENT, STEEPNESS = 2.4, 0.084, 1.25
-"""Median r / sqrt(1 - beta) under which a rate is too low: LOW_DESCENT sqrt(batch / 64 / scatter) / left^STEEPNESS, or LOW,
-whichever is less.
-
-`left` is the share of its loss that a run keeps over the readings (last third against first), `scatter` how much the
-logarithm of the loss jumps from batch to batch. A loss that falls far and smoothly has room for a larger rate; one that
-scatters around a floor of noise has none, and its best rates read up to ten times lower. Flat from 0.08 to 0.09.
+HIGH = 8.0
+"""Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15."""
+STRAIN, NORMALIZED = 5.0, 1.5
+"""A rate is too high where (growth of the weights' length over the first 100 steps) sqrt(largest loss / first loss), times
+NORMALIZED for a model with normalisation layers, is over STRAIN. A step that is too long throws the weights outwards, where
+saturated or scale-free layers hide it from r. Flat from 4.5 to 7 and from 1.3 to 1.9.
 """
-SMALLEST_LEFT, SMALLEST_SCATTER, TYPICAL_SCATTER, TYPICAL_BATCH = 0.02, 1e-3, 0.07, 64
-"""Bounds of `left` and `scatter`, and what stands in where fewer than five losses, or no batch size, are known: the medians
-of the fitted runs."""
-NORMALIZED = 0.6
-"""Factor on the lower threshold for models with normalisation layers: only the direction of the weights counts there, and
-the best rates read lower (42 tasks: 1.8 against 2.2). Flat from 0.5 to 0.8."""
+LOW, LOW_LEFT, LOW_BATCH, LOW_GRADIENT = 0.4, 0.8, 0.6, 0.7
+"""Median r / sqrt(1 - beta) under which a rate is too low:
+LOW left^-LOW_LEFT (batch / 64)^LOW_BATCH (trend of the gradient)^LOW_GRADIENT.
+
+`left` is the share of its loss that a run keeps over the window (last third against first), the trend that of the gradient's
+length. A loss that falls far has room for a larger rate; in small batches noise takes it away; a gradient that has begun to
+shrink says that the run is on its way to the end, one that still grows that it is only leaving its start. The powers are those
+of a logistic regression, and stay within a third whichever of the seven families of data is left out. LOW is flat from 0.35
+to 0.45; smaller ones call more runs right that end far off.
+"""
+SMALLEST_LEFT, TRENDS, TYPICAL_BATCH = 0.02, (0.15, 7.0), 64
+"""Bounds of `left` and of the gradient's trend; the batch that is assumed where its size is not known. Both count as 1 where
+they are not known."""
 SOLVED = 0.002
 """A loss this far below its start has taken its curvature with it, so that r tells nothing against the rate: all six fitted
 runs that were this far after 100 steps passed as right, at r of down to a hundredth of what is right elsewhere."""
@@ -48,23 +46,24 @@ STUCK, SPIKE, BACK, SILENCED = 0.9, 1.4, 1.25, 0.3
 times its start, a rise to 1.25 times what it had reached, or 0.3 more silent units: 56 fitted runs (40 of them with most
 units silent), all too high.
 """
+FAR = 1.5
+"""Growth of the weights after which a loss that is still that of a constant prediction is no first plateau."""
 ABOVE = 1.3
 """A loss that stays this far above its start (and above half of the constant prediction's; where that is not known, above
 1.95 times its start) is collapsed: 23 fitted runs, of which two recovered."""
 AT_EDGE = (0.9, 1.2)
 """Quartiles of r/e of a run that sits at the edge of stability: full-batch ones hover at 1.0 to 1.1; of the fitted runs, all
 in batches, one does."""
-PLATEAU, STRIDE = 0.97, 0.0025
-"""A loss within 0.97 of the constant prediction's that kept 0.97 of itself, while each step moved the weights by over 0.0025
-of their length, sits on a plateau: of ten such fitted runs four were right, two too high, one too low, three in between, so a
-verdict waits. With smaller steps 105 of 109 fitted runs at that loss were too low.
+PLATEAU = 0.97
+"""A loss within 0.97 of the constant prediction's that kept 0.97 of itself sits on a plateau: then a raised rate is raised
+by no more than LEAST."""
+TARGET, POWER = 1.5, 2.0
+"""Rates to try where one is too low: lr (TARGET low / level)^POWER. Curvature gives way as the rate rises, so that r is not
+proportional to it: of the fitted runs called too low none is sent past 4 times its best rate, 28 % come within 3 of it, and
+half are still ten times below: one reads again there.
 """
-TARGET, POWER = 2.1, 2.0
-"""Rates to try where one is too low: lr (TARGET / level)^POWER, as the best rates of the fitted runs lie. TARGET is the best
-rates' median; curvature gives way as the rate rises, so that r is not proportional to it.
-"""
-LEAST, MOST = 2.0, 10.0
-"""Bounds on that factor: one reading does not extrapolate further than tenfold."""
+LEAST, FACTORS = 2.0, (2.0, 3.0, 5.0, 10.0)
+"""Factors that are advised, the smallest where least is known: readings do not extrapolate further than tenfold, nor finer."""
 CUT, CUT_LOST = 1 / 3, 1 / 10
 """Factors where the rate is too high: the median of the fitted runs, and of those whose loss ceased to be finite."""
 ALL_SILENT = 0.9
@@ -106,13 +105,32 @@ def collapsed(evidence: Evidence) -> str:
     if late <= STUCK * constant:
         return ""
     before, after = evidence.silent()
-    stays = f"the loss stays at {number(late)}, that of a constant prediction ({number(constant)}),"
+    at = f"that of a constant prediction ({number(constant)})" if seen else f"near its start ({number(constant)})"
+    stays = f"the loss stays at {number(late)}, {at},"
     if after - before > SILENCED:
         return f"{stays} with {after:.0%} of the units silent"
     if evidence.peak > SPIKE * start:
         return f"{stays} after a spike to {number(evidence.peak)}"
     if late > BACK * evidence.best_loss:
         return f"{stays} though it had been down to {number(evidence.best_loss)}"
+    return ""
+
+
+def stuck(evidence: Evidence) -> str:
+    """Why a loss that is still that of a constant prediction is no sign of safe steps: "" where it is not, or may just begin.
+
+    A rate that was too high, or weights that went far, have left it there; at a small rate it may be the first plateau.
+    """
+    late, baseline = evidence.late_loss, evidence.baseline
+    if len(evidence.losses) < ENOUGH or not late > STUCK * baseline > 0 or evidence.readings[-1].r >= 1:
+        return ""
+    stays = f"the loss stays at {number(late)}, that of a constant prediction ({number(baseline)}),"
+    if why := strained(evidence):
+        return f"{stays} and {why}"
+    if evidence.edge is not None and evidence.level > HIGH:
+        return f"{stays} after steps with r/e at {number(evidence.r / evidence.edge)}"
+    if evidence.way > FAR:
+        return f"{stays} though the weights grew to {number(evidence.way)} times their length"
     return ""
 
 
@@ -124,38 +142,41 @@ def dying(evidence: Evidence) -> str:
     return f"the share of silent units rose from {before:.0%} to {after:.0%}"
 
 
-def waiting(evidence: Evidence) -> bool:
-    """Whether the run sits on a plateau that its rate does not explain."""
+def on_plateau(evidence: Evidence) -> bool:
+    """Whether the loss has not left that of a constant prediction."""
     first, last = evidence.thirds()
-    at_constant = last > PLATEAU * evidence.baseline > 0
-    return at_constant and last > PLATEAU * first and evidence.update_ratio > STRIDE
+    return last > PLATEAU * evidence.baseline > 0 and last > PLATEAU * first
 
 
 def low(evidence: Evidence) -> float:
     """Lower threshold on `Evidence.level`."""
-    first, last = evidence.thirds()
-    usual = NORMALIZED if evidence.last.normalized else 1.0
-    if not (first > 0 and last > 0):  # unknown, or a likelihood, whose zero means nothing
-        return usual * LOW
-    left = max(last / first, SMALLEST_LEFT)
-    scatter = TYPICAL_SCATTER if math.isnan(evidence.scatter) else max(evidence.scatter, SMALLEST_SCATTER)
+    left = max(_known(evidence.left), SMALLEST_LEFT)
+    trend = min(max(_known(evidence.gradient_trend), TRENDS[0]), TRENDS[1])
     batch = (evidence.last.probe or TYPICAL_BATCH) / TYPICAL_BATCH
-    return usual * min(LOW_DESCENT * math.sqrt(batch / scatter) / min(left, 1e6) ** STEEPNESS, LOW)
+    return min(LOW * left**-LOW_LEFT * batch**LOW_BATCH * trend**LOW_GRADIENT, HIGH)
+
+
+def strained(evidence: Evidence) -> str:
+    """How the weights grew, where it was as only rates do that are too high; "" where it was not."""
+    growth = _known(evidence.growth)
+    strain = growth * math.sqrt(_known(evidence.spike))
+    if not strain * (NORMALIZED if evidence.last.normalized else 1.0) > STRAIN:
+        return ""
+    rose = f"the loss rose to {number(evidence.spike)} times its start" if evidence.spike > SPIKE else ""
+    if math.isnan(evidence.growth):
+        return rose
+    over = f" in {evidence.growing_steps} steps" if evidence.growing_steps > 0 else ""
+    return f"the weights grew to {number(growth)} times their length{over}{rose and ', and ' + rose}"
+
+
+def _known(value: float) -> float:
+    """What is not known counts as unchanged."""
+    return 1.0 if math.isnan(value) else value
 
 
 def solved(evidence: Evidence) -> bool:
     """Whether the loss is all but gone."""
     return 0 <= evidence.thirds()[1] < SOLVED * evidence.start
-
-
-def high(evidence: Evidence) -> float:
-    """Upper threshold on `Evidence.level`."""
-    return HIGH_SPIKED if spiked(evidence) else HIGH
-
-
-def spiked(evidence: Evidence) -> bool:
-    """Whether the loss was far above its start on the way."""
-    return evidence.peak > SPIKED * evidence.start > 0
 
 
 def at_edge(evidence: Evidence) -> bool:
@@ -168,20 +189,23 @@ def at_edge(evidence: Evidence) -> bool:
 
 def raised(evidence: Evidence) -> float:
     """By what to multiply a rate that is too low."""
-    target = TARGET * (NORMALIZED if evidence.last.normalized else 1.0)
-    return min(max((target / max(evidence.level, 1e-9)) ** POWER, LEAST), MOST)
+    if on_plateau(evidence):
+        return LEAST
+    wanted = (TARGET * low(evidence) / max(evidence.level, 1e-9)) ** POWER
+    return max((factor for factor in FACTORS if factor <= wanted), default=LEAST)
 
 
 def stalled(readings: Sequence[SpectralReading]) -> str:
     """Why nothing moves any more, so that a low r is no sign of safe steps and no eta* is to be read off; "" where it does.
 
-    Looks at the latest third of the readings: a loss that is no number or has collapsed, units most of which are silent, a
-    gradient that vanished against its own past while the loss has not fallen, an update below the weights' resolution.
+    Looks at the latest readings against all before: a loss that is no number, has collapsed or is stuck, units most of which
+    are silent, a gradient that vanished against its own past while the loss has not fallen, an update below the weights'
+    resolution.
     """
     evidence = gather(readings)
-    if reason := collapsed(evidence) or dying(evidence):
+    if reason := collapsed(evidence) or dying(evidence) or stuck(evidence):
         return reason
-    last = evidence.readings[-max(1, len(readings) // 3) :]
+    last = latest(evidence.readings)
     silent, update = median(r.silent for r in last), median(r.update_ratio for r in last)
     if silent >= ALL_SILENT:
         return f"{silent:.0%} of the units are silent"
