@@ -115,13 +115,18 @@ def _of_models(command: Command) -> None:
     compact.add_argument("checkpoint", metavar="CKPT", help="a Hugging Face folder, or a saved state dict")
     _loading(compact)
     compact.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        help="a state dict to write (.pt, .safetensors), or a new folder",
+        "-o", "--out", type=Path, required=True, help="what to make: a folder, or a file (.pt, .safetensors)"
     )
-    compact.add_argument("--tolerance", type=float, default=1e-3, help="relative (default: %(default)s)")
+    compact.add_argument(
+        "--tolerance", type=float, default=1e-3, help="how near twins are, relative to neurons (default: %(default)s)"
+    )
+    compact.add_argument(
+        "--change", type=float, default=1e-5, help="most that any output may change, relative (default: %(default)s)"
+    )
+    compact.add_argument(
+        "--silent", action="store_true", help="also units that are constant on --inputs (a list of batches)"
+    )
+    _formats(compact)
     compact.set_defaults(run=models.compact)
 
     doctor = command("doctor", "versions, extras, device, engine; with a model of yours also what a reading costs")
