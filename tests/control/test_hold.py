@@ -88,3 +88,28 @@ def test_an_unknown_edge_is_gradient_descents_and_said_so() -> None:
     decision, _ = Hold(0.5).decide(reading(r=1.0, edge=None, rule="Lion"), Hold().start())
     assert decision.scale == pytest.approx(START * 0.5 * 2.0)
     assert "the edge of Lion is not known" in decision.note
+
+
+def test_the_rate_follows_no_curvature_that_goes_with_the_loss() -> None:
+    """Under cross entropy curvature is proportional to a small loss: a rate in units of it would grow without end."""
+    calm, state = run(Hold(0.5), [0.2] * 14)
+    factors = calm
+    for step in range(14, 90):
+        decision, state = Hold(0.5).decide(reading(step, 0.2 * 0.9 ** (step - 14), loss=0.8 ** (step - 14)), state)
+        factors.append(decision.scale)
+    grown = factors[50]
+    assert grown > 2 * factors[13]  # while the loss was of some size
+    assert factors[50:] == [grown] * 40
+    assert decision.rule == "faded"
+    assert "grows no more" in decision.note
+    lower, _ = Hold(0.5).decide(reading(90, 4000 * 0.2, loss=1e-6), state)
+    assert lower.scale == pytest.approx(grown)  # a single wild reading, as ever
+    for step in range(90, 94):
+        decision, state = Hold(0.5).decide(reading(step, 0.5, loss=1e-6), state)
+    assert decision.scale < grown / 1.5
+
+
+def test_a_loss_that_begins_below_nothing_never_fades() -> None:
+    _, state = run(Hold(0.5), [0.2] * 20, loss=-3.0)
+    decision, _ = Hold(0.5).decide(reading(20, 0.2, loss=-30.0), state)
+    assert decision.rule != "faded"
