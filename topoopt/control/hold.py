@@ -27,7 +27,7 @@ rate that follows it up is lost: three of fourteen runs of `benchmarks/hold_suit
 SHORT = 60
 """Steps that it takes to find the rate: ten readings or so, after the warm-up of a preconditioner."""
 
-FADING = f"the loss is below {FADED:.0%} of where it began, and curvature goes with it: the rate grows no more"
+FADING = f"the loss is below {FADED:.1%} of where it began, and curvature goes with it: the rate grows no more"
 
 TARGETS = {"adam": 0.5, "momentum": 0.3, "sgd": 1.5}
 """Default target by family of update rule, in units of its edge e, the first that the rule's name contains; any other rule:
@@ -43,7 +43,7 @@ class Hold:
     The user's optimizer may be given any rate: only the *shape* lr / peak of its schedule (cosine, warm-up, ...) is
     used. Schedulers leave the peak in `initial_lr`; where a loop sets the rates by hand, the largest one so far is the
     peak: a rise is taken for a warm-up, in which the rate is held, and what comes after it is followed.
-    Once the loss has gone to a hundredth of the first, the rate only falls: there r says little.
+    Once the loss has gone to half a per cent of the first, the rate only falls: there r says little.
 
     Args:
         target: in units of e; None: the default of the recognised update rule (`TARGETS`).
