@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any
 
 from topoopt.control import Policy, Reading, State, wish
@@ -289,7 +290,7 @@ def _checked(policy: Policy, answer: object) -> tuple[Decision, State]:
         raise TopoError(f"policy {policy.name!r} decided {answer!r}: it must return (Decision, its memory as a dict)")
     decision, state = answer  # type: ignore[misc]
     scale = decision.scale
-    number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    number = isinstance(scale, Real) and not isinstance(scale, bool)  # numpy's numbers are
     if not (number and 0 < scale < LARGEST):
         raise TopoError(
             f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
