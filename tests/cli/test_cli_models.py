@@ -40,6 +40,10 @@ def training():
     x = torch.randn(16, 5)
     return model, torch.optim.SGD(model.parameters(), lr=0.1), [x], lambda model, batch: model(batch).square().mean()
 
+def searched():
+    model, optimizer, batches, loss = training()
+    return {"model": model, "optimizer": optimizer, "batches": batches, "loss_fn": loss, "steps": 60}
+
 def broken():
     raise KeyError("mine")
 
@@ -311,3 +315,12 @@ def test_suggest_hands_over_what_the_callable_returns(here: Path, capsys, monkey
     assert main(["suggest", "made_here:training"]) == 0
     assert "0.2" in capsys.readouterr().out
     assert main(["suggest", "made_here:number"]) == 1
+
+
+def test_suggest_draws_what_it_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["suggest", "made_here:searched", "--plot", "rates.png"]) == 0
+    assert "learning rate: " in capsys.readouterr().out
+    assert (here / "rates.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["suggest", "made_here:searched", "--plot", "rates.doc"]) == 1
+    assert "ends in .png, .svg, .pdf" in capsys.readouterr().err

@@ -98,6 +98,7 @@ def _of_models(command: Command) -> None:
         help="returns the arguments of topoopt.suggest: a tuple (model, optimizer, batches, loss_fn) or a dict",
     )
     suggest.add_argument("--json", action="store_true", help="the answer as JSON")
+    suggest.add_argument("--plot", type=Path, help="write loss and r/e against the rate here (.png, .svg, .pdf)")
     suggest.set_defaults(run=models.suggest)
 
     inspect = command("inspect", "the neurons of saved checkpoints: groups, persistence, distortion between them")

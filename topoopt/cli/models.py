@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,22 @@ import topoopt
 from topoopt.cli.figures import emit, jsonable
 from topoopt.errors import ConfigError
 from topoopt.report.tables import Row
+from topoopt.report.writing import write_whole
 from topoopt.terminal import Terminal
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def suggest(arguments: argparse.Namespace) -> int:
     """Print the rate that `topoopt.suggest` finds for what the user's callable returns."""
+    if arguments.plot is not None and arguments.plot.suffix not in PICTURES:
+        raise ConfigError(f"{arguments.plot} is no picture's name: give one that ends in {', '.join(PICTURES)}")
     args, kwargs = arguments_of(arguments.callable)
     found = topoopt.suggest(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    if arguments.plot is not None:
+        picture = io.BytesIO()
+        found.plot().savefig(picture, format=arguments.plot.suffix[1:])
+        write_whole(arguments.plot, picture.getvalue())
     if arguments.json:
         data = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
         print(json.dumps(jsonable(data), indent=2, default=str))
