@@ -196,7 +196,7 @@ def fit_scheduled(tmp_path, lr, callback=None, **more):
 
 def test_the_rate_that_is_found_is_as_if_it_had_been_typed_in(tmp_path, caplog):
     logger = lightning.loggers.CSVLogger(tmp_path, name="", version="")
-    callback = TopoCallback(suggest={"steps": 60}, **OPTIONS)
+    callback = TopoCallback(suggest=True, **OPTIONS)
     with caplog.at_level("WARNING", "topoopt"):
         trainer, found = fit_scheduled(tmp_path, 1e-4, callback, logger=logger)
     suggestion = callback.suggestion
@@ -225,7 +225,9 @@ def test_a_step_that_cannot_be_rehearsed_leaves_the_rate(tmp_path, kind, caplog)
     with caplog.at_level("WARNING", "topoopt"):
         trainer, _ = fit(tmp_path, callback, model=model)
     assert callback.suggestion is not None
-    assert not callback.suggestion.known
+    assert (callback.suggestion.known, callback.suggestion.lr) == (False, (0.2,))
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.2
     assert any("not known" in one.message for one in caplog.records)
-    assert ("takes its steps by itself" if kind == "manual" else "trainer") in callback.suggestion.reason
+    assert (
+        "takes its steps by itself" if kind == "manual" else "not attached to a `Trainer`"
+    ) in callback.suggestion.reason

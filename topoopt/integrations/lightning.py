@@ -116,7 +116,7 @@ class TopoCallback(Callback):
 
     def _find_rate(self, trainer: Trainer, module: LightningModule) -> None:
         optimizer = trainer.optimizers[self.optimizer]
-        self.suggestion = looked_for(lambda: lightning_rate.find(trainer, module, optimizer, self._search))
+        self.suggestion = looked_for(optimizer, lambda: lightning_rate.find(trainer, module, optimizer, self._search))
         lightning_rate.apply(self.suggestion, trainer, optimizer)
         tell(self.suggestion)
         row = as_row(self.suggestion)

@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from topoopt.errors import ConfigError, TopoError
 from topoopt.suggestion import Suggestion
 from topoopt.summary import Suggested
 
 logger = logging.getLogger("topoopt")
+KEPT = "rates are yours, unchanged"
 OPTIONS = ("steps",)
 """What `suggest={...}` may hold: `topoopt.suggest`'s, as far as a trainer does not know them."""
 
@@ -29,7 +32,7 @@ def options_of(suggest: bool | Mapping[str, Any]) -> dict[str, Any] | None:
     raise ConfigError(f"suggest={suggest!r} is not usable: give True, False or options such as {{'steps': 160}}")
 
 
-def looked_for(find: Callable[[], Suggestion]) -> Suggestion:
+def looked_for(optimizer: Optimizer, find: Callable[[], Suggestion]) -> Suggestion:
     """The suggestion, or one that is not known with the reason: no fault in looking ends a training."""
     try:
         return find()
@@ -38,18 +41,17 @@ def looked_for(find: Callable[[], Suggestion]) -> Suggestion:
     except Exception as error:  # the user's model, loss or data, run on copies: whatever they raise
         logger.debug("topoopt: looking for a rate failed", exc_info=True)
         reason = f"Looking for it raised {type(error).__name__}: {error}"
-    return not_known(reason)
-
-
-def not_known(reason: str) -> Suggestion:
-    """No suggestion, and why."""
-    return Suggestion((), (), (0.0, math.inf), False, reason)
+    own = [group.get("initial_lr", group.get("lr")) for group in optimizer.param_groups]
+    rates = tuple(float(rate) for rate in own if rate is not None)
+    return Suggestion(rates, (1.0,) * len(rates), (0.0, math.inf), False, reason)
 
 
 def tell(found: Suggestion) -> None:
     """Say which rate is in force from now on: another than was typed in, or the user's own though another was asked for."""
     said = str(found).replace("\n", ". ", 1)
-    logger.warning("topoopt: %s", said if found.known else f"{said} (the rates are yours, unchanged)")
+    if not found.known and KEPT not in said:
+        said = f"{said} (the {KEPT})"
+    logger.warning("topoopt: %s", said)
 
 
 def suggested(found: Suggestion) -> Suggested:

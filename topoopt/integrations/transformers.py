@@ -151,7 +151,9 @@ class TopoCallback(TrainerCallback, ExportableState):
         scheduler: Any,
         loader: Any,
     ) -> None:
-        said = looked_for(lambda: trainer_rate.find(found.trainer, args, model, optimizer, loader, self._search))
+        said = looked_for(
+            optimizer, lambda: trainer_rate.find(found.trainer, args, model, optimizer, loader, self._search)
+        )
         if found.trainer is not None:
             trainer_rate.apply(said, found.trainer, optimizer, scheduler, state.max_steps)
         self.suggestion = said

@@ -67,7 +67,11 @@ def _move(scheduler: Any, moved: Moved) -> None:
 
 
 def _is_fresh(scheduler: Any) -> bool:
-    return getattr(scheduler, "last_epoch", None) == 0 and hasattr(scheduler, "_initial_step")
+    """Whether it stands where its constructor left it. One that watches a metric has no first step."""
+    parts = _parts(scheduler)
+    if parts:
+        return all(map(_is_fresh, parts))
+    return getattr(scheduler, "last_epoch", 1) <= 0 and hasattr(scheduler, "base_lrs")  # -1: later in a sequence
 
 
 def _start(scheduler: Any) -> None:
