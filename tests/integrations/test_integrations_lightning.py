@@ -210,7 +210,6 @@ def test_the_rate_that_is_found_is_as_if_it_had_been_typed_in(tmp_path, caplog):
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["topo/suggested_lr"]) for row in rows if row.get("topo/suggested_lr")] == [lr]
-    assert callback.topo.suggested.lr == (lr,)
 
 
 @pytest.mark.parametrize("kind", ["manual", "asks its trainer"])
