@@ -4,13 +4,15 @@ Fourteen tasks (widths, depths, activations, initial scales; SGD, momentum, Adam
 a cosine schedule, the same batches for all; 1,000 steps, 400 of the GPTs. For each: the final training loss of `Hold()` through
 the wrapper with its defaults (r from the training's own steps, no learning rate chosen), of the best of seven learning rates,
 and of Prodigy and schedule-free AdamW. A run has diverged when its loss is not finite or ends above where it began.
+Hold's targets were set on these tasks; `--elsewhere` runs it on those that `rates.py` holds out, beside their grids (one seed).
 
 What was run is kept in results/hold.json; the whole takes about eight minutes on one thread.
 
     python benchmarks/hold_suite.py                   # what is not kept yet, then the table
     python benchmarks/hold_suite.py --only Hold       # that row anew, on all tasks
     python benchmarks/hold_suite.py --tasks sgd       # of the tasks whose name or rule has this in it
-    python benchmarks/hold_suite.py --show            # the table alone
+    python benchmarks/hold_suite.py --elsewhere       # Hold on the tasks that rates.py holds out
+    python benchmarks/hold_suite.py --show            # the tables alone
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class Task:
     rule: str
     model: Callable[[], nn.Module]
     data: str = "digits"
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
 
 def mlp(width: int, depth: int, activation: type[nn.Module], scale: float = 1.0) -> nn.Module:
@@ -144,7 +147,7 @@ def train(
     losses = []
     for x, y in data:
         optimizer.zero_grad()
-        value = cross_entropy(model(x), y)
+        value = task.loss(model(x), y)
         value.backward()
         optimizer.step()
         if scheduler is not None:
@@ -166,9 +169,10 @@ def at_rate(task: Task, data: list[Batch], lr: float) -> float:
     return train(task, data, lambda model: MAKE[task.rule](model.parameters(), lr=lr))[1]
 
 
-def held(task: Task, data: list[Batch]) -> dict[str, Any]:
-    """Hold's loss, and what its readings say of the way: r/e by quarters of the run, the rate at its peak, the guards."""
-    first, loss, optimizer = train(task, data, lambda model: MAKE[task.rule](model.parameters(), lr=1.0), Hold())
+def held(task: Task, data: list[Batch], make: Callable[..., torch.optim.Optimizer] | None = None) -> dict[str, Any]:
+    """Hold's loss, and what its readings say of the way: r/e by quarters of the run, and the largest rate."""
+    rule = make or MAKE[task.rule]
+    first, loss, optimizer = train(task, data, lambda model: rule(model.parameters(), lr=1.0), Hold())
     readings = [one for one in optimizer.readings if one.edge and math.isfinite(one.r)]
     quarters = [
         [one.r / one.edge for one in readings if len(data) * k / 4 <= one.step < len(data) * (k + 1) / 4]
@@ -205,6 +209,26 @@ ROWS: dict[str, Callable[[Task, list[Batch]], Any]] = {
 }
 
 
+def elsewhere(kept: dict[str, dict[str, Any]]) -> None:
+    """Hold on the tasks that `rates.py` holds out, beside what results/rates.json has of their first initialisation."""
+    import _rates_tasks
+
+    known = json.loads((RESULTS.parent / "rates.json").read_text())
+    for task in _rates_tasks.TASKS:
+        name = f"{task.name} | {task.rule}"
+        if not task.held_out or task.model is _rates_tasks.MiniLm or name in kept:
+            continue
+        own = Task(task.name, task.rule, task.model, loss=task.loss)
+        kept[name] = {
+            "elsewhere": True,
+            "grid": {lr: losses[0] for lr, losses in known[name]["grid"].items()},
+            "Hold": held(own, task.data(), _rates_tasks.RULES[task.rule].make),
+            "Prodigy": known[name]["Prodigy"]["losses"][0],
+            "schedule-free": known[name]["schedule-free AdamW"]["losses"][0],
+        }
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def show(kept: dict[str, dict[str, Any]]) -> None:
     """Print the table of what is kept."""
     rivals = list(ROWS)[2:]
@@ -232,10 +256,11 @@ def main() -> None:
     parser.add_argument("--only", choices=list(ROWS), help="run this row anew")
     parser.add_argument("--tasks", default="", help="part of a task's name or rule")
     parser.add_argument("--show", action="store_true", help="print what is kept, run nothing")
+    parser.add_argument("--elsewhere", action="store_true", help="run Hold on the tasks that rates.py holds out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for task in TASKS if not options.show else ():
+    for task in TASKS if not options.show and not options.elsewhere else ():
         name = f"{task.name} | {task.rule}"
         if options.tasks not in name:
             continue
@@ -245,7 +270,12 @@ def main() -> None:
             if row not in one or row == options.only:
                 one[row] = ROWS[row](task, data)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    show(kept)
+    if options.elsewhere:
+        elsewhere(kept)
+    for there in (False, True):
+        part = {name: one for name, one in kept.items() if ("elsewhere" in one) == there}
+        if part:
+            show(part)
 
 
 if __name__ == "__main__":
