@@ -41,7 +41,7 @@ def find(trainer: Trainer, module: LightningModule, optimizer: Optimizer, option
         )
     if trainer.world_size > 1:
         raise MeasurementError("training spans processes: ask in one of them beforehand (topoopt.suggest)")
-    combined = trainer.fit_loop._combined_loader
+    combined: Any = trainer.fit_loop._combined_loader
     if combined is None:
         raise MeasurementError("the trainer has no data loader yet")
     loaders = combined.flattened

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -55,8 +55,8 @@ def apply(found: Suggestion, trainer: Trainer, optimizer: Optimizer, scheduler: 
     if found.known and args.lr_scheduler_kwargs and getattr(trainer, "_created_lr_scheduler", False):
         for group in optimizer.param_groups:
             group["lr"] = group.pop("initial_lr", group["lr"])
-        trainer.lr_scheduler = None
-        trainer.callback_handler.lr_scheduler = trainer.create_scheduler(steps, optimizer)
+        trainer.lr_scheduler, handler = None, cast("Any", trainer.callback_handler)
+        handler.lr_scheduler = trainer.create_scheduler(steps, optimizer)
 
 
 def accumulated(loader: Iterable[Any], count: int) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from topoopt.control import Policy, Reading, State, wish
 from topoopt.errors import TopoError
@@ -291,7 +291,7 @@ def _checked(policy: Policy, answer: object) -> tuple[Decision, State]:
     decision, state = answer  # type: ignore[misc]
     scale = decision.scale
     number = isinstance(scale, Real) and not isinstance(scale, bool)  # numpy's numbers are
-    if not (number and 0 < scale < LARGEST):
+    if not (number and 0 < cast("float", scale) < LARGEST):
         raise TopoError(
             f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
         )
