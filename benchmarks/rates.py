@@ -237,7 +237,7 @@ def main() -> None:
         data = task.data() if wanted else []
         for row in wanted:
             one[row] = run(task, data, row)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     show(kept)
 
 
