@@ -20,6 +20,8 @@ from topoopt.suggestion.copying import undisturbed
 
 CONTAINERS = (dict, list, set, deque)
 """What a trainer counts and collects in."""
+DATA = ("train_dataset", "eval_dataset")
+"""Containers that may be large, and that no loss is counted in."""
 
 
 def find(
@@ -42,7 +44,7 @@ def find(
     if args.world_size > 1:
         raise MeasurementError("training spans processes: ask in one of them beforehand (topoopt.suggest)")
     inner = getattr(loader, "base_dataloader", loader)
-    with undisturbed(model), generators_kept(inner, getattr(inner, "dataset", None), args):
+    with undisturbed(model), generators_kept(inner, getattr(inner, "dataset", None)):
         batches = accumulated(anew(loader), args.gradient_accumulation_steps)
         loss = Loss(trainer)
         return suggest(model, optimizer, batches, loss, max_norm=args.max_grad_norm or None, **options)
@@ -103,7 +105,7 @@ def stand_in(trainer: Trainer) -> Trainer:
     """
     other = copy.copy(trainer)
     for name, value in vars(trainer).items():
-        if isinstance(value, CONTAINERS):
+        if isinstance(value, CONTAINERS) and name not in DATA:
             try:
                 setattr(other, name, copy.deepcopy(value))
             except Exception:  # holds what has no copy: the container itself is still another one
