@@ -44,8 +44,24 @@ def test_one_wild_reading_of_five_moves_nothing() -> None:
     ("rule", "target"), [("adamw", 0.5), ("sgd nesterov momentum", 0.3), ("sgd", 1.5), ("black box", 0.5)]
 )
 def test_it_knows_a_target_for_each_rule(rule: str, target: float) -> None:
-    decision, _ = Hold().decide(reading(rule=rule), Hold().start())
-    assert decision.scale == pytest.approx(START * target * 2.0)
+    decision, _ = Hold().decide(reading(rule=rule, edge=3.8), Hold().start())
+    assert decision.scale == pytest.approx(START * target * 3.8)
+
+
+def test_adams_target_grows_as_its_first_beta_falls_up_to_the_edge() -> None:
+    """The edge says the beta: e = 2 (1 + beta)."""
+
+    def share(rule: str, momentum: float) -> float:
+        edge = 2 * (1 + momentum)
+        decision, _ = Hold().decide(reading(rule=rule, edge=edge), Hold().start())
+        return decision.scale / START / edge
+
+    assert share("adam", 0.7) == pytest.approx(0.5 * 3**0.43)
+    assert share("sgd momentum", 0.5) == pytest.approx(0.3)
+    assert share("adam", 0.0) == pytest.approx(1.0)
+    assert share("adam", 0.95) == pytest.approx(share("adam", 0.9)) == pytest.approx(0.5)
+    assert share("sgd", 0.0) == pytest.approx(1.5)
+    assert Hold(0.7).decide(reading(rule="adam", edge=3.0), Hold().start())[0].scale == pytest.approx(START * 0.7 * 3)
 
 
 def test_the_first_steps_of_a_preconditioner_are_kept_to_and_not_learnt_from() -> None:
