@@ -29,7 +29,6 @@ from _rates_tasks import RULES, TASKS, Batch, Task, fresh_model, train
 import topoopt
 
 RESULTS = Path(__file__).parent / "results" / "rates.json"
-SEEDS = (0, 1)
 RANGE_STEPS, LOWEST, HIGHEST, STOP = 100, 1e-6, 10.0, 4.0
 """The range test: steps, ends of the sweep, and the multiple of the smallest smoothed loss at which it stops."""
 LOST = 1000.0
@@ -110,16 +109,16 @@ ROWS = ["grid", *RATES, *RIVALS]
 def run(task: Task, data: list[Batch], row: str) -> dict[str, Any]:
     """A row of a task: the losses and, where it chose one, the rate of each initialisation."""
     if row == "grid":
-        return {f"{lr:g}": [own_rule(task, data, seed, lr) for seed in SEEDS] for lr in RULES[task.rule].grid}
+        return {f"{lr:g}": [own_rule(task, data, seed, lr) for seed in task.seeds] for lr in RULES[task.rule].grid}
     if row in RIVALS:
-        return {"losses": [RIVALS[row](task, data, seed) for seed in SEEDS]}
+        return {"losses": [RIVALS[row](task, data, seed) for seed in task.seeds]}
     lrs, said = [], []
-    for seed in SEEDS:
+    for seed in task.seeds:
         answer = RATES[row](task, data, seed)
         lr, more = answer if isinstance(answer, tuple) else (answer, None)
         lrs.append(lr)
         said += [more] if more else []
-    losses = [own_rule(task, data, seed, lr) for seed, lr in zip(SEEDS, lrs)]
+    losses = [own_rule(task, data, seed, lr) for seed, lr in zip(task.seeds, lrs)]
     return {"losses": losses, "lr": lrs} | ({"said": said} if said else {})
 
 
@@ -238,8 +237,7 @@ def main() -> None:
         data = task.data() if wanted else []
         for row in wanted:
             one[row] = run(task, data, row)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     show(kept)
 
 

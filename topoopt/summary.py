@@ -10,6 +10,20 @@ from topoopt.verdict import Verdict
 
 
 @dataclass(frozen=True)
+class Suggested:
+    """The rate that was looked for before the run (`TopoCallback(suggest=True)`)."""
+
+    lr: tuple[float, ...]
+    """Each parameter group's, as it was put in force; empty where it is not known."""
+    bracket: tuple[float, float] | None
+    """(low, high) of the first group; None where it is not known."""
+    known: bool
+    reason: str
+    steps: int = 0
+    """Optimizer steps that were taken on copies."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Which run a record is of: written in its header, at every opening."""
 
@@ -35,6 +49,8 @@ class Run:
     """Id of the run that this one goes on from."""
     resumed_at: int = 0
     """The step it goes on at."""
+    suggested: Suggested | None = None
+    """None: no rate was looked for."""
 
     def __repr__(self) -> str:
         return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,8 +16,8 @@ from torch import nn
 
 import topoopt
 from topoopt.cli import main
-from topoopt.errors import ConfigError
-from topoopt.report import loading
+from topoopt.report import compacting, loading
+from topoopt.report.compacting import load_compacted
 
 MODEL = """
 import torch
@@ -28,10 +27,22 @@ def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 2))
 
+def relu():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(16, 5, generator=generator) for _ in range(2)]
+
 def training():
     model = make()
     x = torch.randn(16, 5)
     return model, torch.optim.SGD(model.parameters(), lr=0.1), [x], lambda model, batch: model(batch).square().mean()
+
+def searched():
+    model, optimizer, batches, loss = training()
+    return {"model": model, "optimizer": optimizer, "batches": batches, "loss_fn": loss, "steps": 60}
 
 def broken():
     raise KeyError("mine")
@@ -169,44 +180,84 @@ def test_a_config_that_is_none_is_one_line(text: str, folder: Path, capsys: pyte
     assert "is no JSON" in capsys.readouterr().err
 
 
-def test_compact_writes_smaller_weights(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = loading.call("made_here:make")
+@pytest.fixture
+def whole(here: Path) -> Path:
+    """Nine hidden units: four that nobody reads, one that is dead on inputs of ordinary size, two that are nearly equal."""
+    model = loading.call("made_here:relu")
     with torch.no_grad():
         model[2].weight[:, :4] = 0
+        model[0].bias[4] = -8.0
+        model[0].weight[6], model[0].bias[6] = 1.01 * model[0].weight[5], 1.01 * model[0].bias[5]
     torch.save(model.state_dict(), here / "whole.pt")
-    assert main(["compact", "whole.pt", "--model", "made_here:make", "-o", "small.pt"]) == 0
-    small = torch.load(here / "small.pt", weights_only=True)
-    assert small["0.weight"].shape == (5, 5)
-    text = capsys.readouterr().out
-    assert "42 parameters of 74" in text
-    assert main(["compact", "whole.pt", "--model", "made_here:make", "-o", "/proc/small.pt"]) == 1
+    return here / "whole.pt"
 
 
-def test_compact_writes_a_folder_that_can_be_loaded_or_none(folder: Path, monkeypatch, capsys) -> None:
-    small = folder.parent / "small"
-    arguments = ["compact", "-q", str(folder), "-o", str(small)]
-    assert main(arguments) == 0
-    assert loading.load(str(small)).config.hidden_size == 16  # type: ignore[union-attr]
-    assert main(arguments) == 1
+COMPACT = ["compact", "whole.pt", "--model", "made_here:relu", "-o"]
+
+
+def test_compact_writes_smaller_weights_that_load_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPACT, "small.pt"]) == 0
+    assert "42 parameters of 74; the output changed by" in capsys.readouterr().out
+    model, small = (loading.call("made_here:relu") for _ in range(2))
+    model.load_state_dict(torch.load(whole, weights_only=True))
+    load_compacted("small.pt", small)
+    x = torch.randn(16, 5)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-5, atol=1e-5)
+    assert small[0].weight.shape == (5, 5)
+
+
+def test_compact_allows_what_it_is_told_to(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*COMPACT, "small.safetensors", "--json", "--tolerance", "0.01", "--change", "0.1"]
+    assert main(asked) == 0
+    near = json.loads(capsys.readouterr().out)
+    assert (near["groups"][0]["merged"], near["groups"][0]["removed"]) == (1, 4)
+    assert 1e-5 < near["change"] < 0.1
+    silent = [*COMPACT, "silent.pt", "--json", "--silent"]
+    assert main([*silent, "--inputs", "made_here:batches"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["groups"][0]["removed"], data["parameters"]) == (5, [74, 34])
+    assert main([*silent[:-2], "-q", "--csv"]) == 1
     assert "exists already" in capsys.readouterr().err
-    shutil.rmtree(small)
-    load = loading.load
-
-    def refusing(checkpoint: str, model: str | None = None) -> nn.Module:
-        if checkpoint == str(small):
-            raise ConfigError("sizes differ")
-        return load(checkpoint, model)
-
-    monkeypatch.setattr(loading, "load", refusing)
-    assert main(arguments) == 1
-    assert "give a file for the weights alone, such as -o" in capsys.readouterr().err
-    assert not small.exists()
+    assert main([*COMPACT, "other.pt", "--silent"]) == 1
+    assert "give inputs that are the data's" in capsys.readouterr().err
 
 
-def test_a_folder_is_for_models_that_have_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(loading.call("made_here:make").state_dict(), here / "whole.pt")
-    assert main(["compact", "whole.pt", "--model", "made_here:make", "-o", "small"]) == 1
-    assert "is no Hugging Face model" in capsys.readouterr().err
+def test_compact_writes_whole_and_right_or_nothing(whole: Path, monkeypatch, capsys) -> None:
+    assert main([*COMPACT, "/proc/small.pt"]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    resize = compacting.resize
+
+    def spoilt(*args: object) -> nn.Module:
+        model = resize(*args)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model[2].bias += 1  # type: ignore[index]
+        return model
+
+    monkeypatch.setattr(compacting, "resize", spoilt)
+    before = sorted(whole.parent.iterdir())
+    assert main([*COMPACT, "small.pt"]) == 1
+    assert "gives other outputs" in capsys.readouterr().err
+    assert sorted(whole.parent.iterdir()) == before
+
+
+def test_compact_writes_a_folder_that_can_be_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = folder.parent / "small"
+    model = loading.load(str(folder))
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight[:, :3] = 0  # type: ignore[union-attr]
+    model.save_pretrained(folder)  # type: ignore[operator]
+    assert main(["compact", "-q", str(folder), "-o", str(small)]) == 0
+    assert loading.load(str(small)).config.intermediate_size == 5  # type: ignore[union-attr]
+    assert main(["compact", "-q", str(folder), "-o", str(small)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["compact", "-q", str(folder), "-o", f"{small}.safetensors"]) == 0
+    again = load_compacted(f"{small}.safetensors", loading.load(str(folder)))
+    assert again.encoder.layer[0].intermediate.dense.out_features == 5  # type: ignore[union-attr]
+
+
+def test_a_folder_is_for_models_that_have_one(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPACT, "small"]) == 1
+    assert "is no Hugging Face model: give a file, such as small.pt" in capsys.readouterr().err
 
 
 REQUIRES = ["torch>=2.6", "msgspec>=0.20", "nowhere.at-all>=1; extra == 'odd'", 'topoopt[odd]; extra == "all"']
@@ -264,3 +315,12 @@ def test_suggest_hands_over_what_the_callable_returns(here: Path, capsys, monkey
     assert main(["suggest", "made_here:training"]) == 0
     assert "0.2" in capsys.readouterr().out
     assert main(["suggest", "made_here:number"]) == 1
+
+
+def test_suggest_draws_what_it_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["suggest", "made_here:searched", "--plot", "rates.png"]) == 0
+    assert "learning rate: " in capsys.readouterr().out
+    assert (here / "rates.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["suggest", "made_here:searched", "--plot", "rates.doc"]) == 1
+    assert "ends in .png, .svg, .pdf" in capsys.readouterr().err

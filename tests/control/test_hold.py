@@ -44,8 +44,24 @@ def test_one_wild_reading_of_five_moves_nothing() -> None:
     ("rule", "target"), [("adamw", 0.5), ("sgd nesterov momentum", 0.3), ("sgd", 1.5), ("black box", 0.5)]
 )
 def test_it_knows_a_target_for_each_rule(rule: str, target: float) -> None:
-    decision, _ = Hold().decide(reading(rule=rule), Hold().start())
-    assert decision.scale == pytest.approx(START * target * 2.0)
+    decision, _ = Hold().decide(reading(rule=rule, edge=3.8), Hold().start())
+    assert decision.scale == pytest.approx(START * target * 3.8)
+
+
+def test_adams_target_grows_as_its_first_beta_falls_up_to_the_edge() -> None:
+    """The edge says the beta: e = 2 (1 + beta)."""
+
+    def share(rule: str, momentum: float) -> float:
+        edge = 2 * (1 + momentum)
+        decision, _ = Hold().decide(reading(rule=rule, edge=edge), Hold().start())
+        return decision.scale / START / edge
+
+    assert share("adam", 0.7) == pytest.approx(0.5 * 3**0.43)
+    assert share("sgd momentum", 0.5) == pytest.approx(0.3)
+    assert share("adam", 0.0) == pytest.approx(1.0)
+    assert share("adam", 0.95) == pytest.approx(share("adam", 0.9)) == pytest.approx(0.5)
+    assert share("sgd", 0.0) == pytest.approx(1.5)
+    assert Hold(0.7).decide(reading(rule="adam", edge=3.0), Hold().start())[0].scale == pytest.approx(START * 0.7 * 3)
 
 
 def test_the_first_steps_of_a_preconditioner_are_kept_to_and_not_learnt_from() -> None:
@@ -88,3 +104,28 @@ def test_an_unknown_edge_is_gradient_descents_and_said_so() -> None:
     decision, _ = Hold(0.5).decide(reading(r=1.0, edge=None, rule="Lion"), Hold().start())
     assert decision.scale == pytest.approx(START * 0.5 * 2.0)
     assert "the edge of Lion is not known" in decision.note
+
+
+def test_the_rate_follows_no_curvature_that_goes_with_the_loss() -> None:
+    """Under cross entropy curvature is proportional to a small loss: a rate in units of it would grow without end."""
+    calm, state = run(Hold(0.5), [0.2] * 14)
+    factors = calm
+    for step in range(14, 90):
+        decision, state = Hold(0.5).decide(reading(step, 0.2 * 0.9 ** (step - 14), loss=0.8 ** (step - 14)), state)
+        factors.append(decision.scale)
+    grown = factors[50]
+    assert grown > 2 * factors[13]  # while the loss was of some size
+    assert factors[50:] == [grown] * 40
+    assert decision.rule == "faded"
+    assert "grows no more" in decision.note
+    lower, _ = Hold(0.5).decide(reading(90, 4000 * 0.2, loss=1e-6), state)
+    assert lower.scale == pytest.approx(grown)  # a single wild reading, as ever
+    for step in range(90, 94):
+        decision, state = Hold(0.5).decide(reading(step, 0.5, loss=1e-6), state)
+    assert decision.scale < grown / 1.5
+
+
+def test_a_loss_that_begins_below_nothing_never_fades() -> None:
+    _, state = run(Hold(0.5), [0.2] * 20, loss=-3.0)
+    decision, _ = Hold(0.5).decide(reading(20, 0.2, loss=-30.0), state)
+    assert decision.rule != "faded"

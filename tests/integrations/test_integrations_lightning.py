@@ -156,3 +156,77 @@ def test_the_progress_bar_and_loggers(tmp_path):
         rows = [row for row in csv.DictReader(file) if row["topo/r_over_edge"]]
     assert [int(row["step"]) for row in rows] == list(range(8))
     assert str(callback.verdict).count("\n") == 2
+
+
+class Scheduled(Module):
+    """Draws in its data and its step, asks its copy nothing of a trainer, and has a schedule."""
+
+    def __init__(self, lr):
+        super().__init__()
+        self.rate = lr
+        self.dropout = nn.Dropout(0.1)
+
+    def training_step(self, batch, index):
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(self.dropout(x)), y)
+        self.log("loss", loss, prog_bar=True)
+        return {"loss": loss}
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.3, total_iters=4)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def train_dataloader(self):
+        made = loader()
+        return DataLoader(made.dataset, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+def fit_scheduled(tmp_path, lr, callback=None, **more):
+    torch.manual_seed(7)
+    model = Scheduled(lr)
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", callbacks=[callback] if callback else [], logger=more.pop("logger", False),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        accumulate_grad_batches=2, gradient_clip_val=1.0, log_every_n_steps=1, **more,
+    )  # fmt: skip
+    trainer.fit(model)
+    return trainer, [p.detach().clone() for p in model.parameters()]
+
+
+def test_the_rate_that_is_found_is_as_if_it_had_been_typed_in(tmp_path, caplog):
+    logger = lightning.loggers.CSVLogger(tmp_path, name="", version="")
+    callback = TopoCallback(suggest=True, **OPTIONS)
+    with caplog.at_level("WARNING", "topoopt"):
+        trainer, found = fit_scheduled(tmp_path, 1e-4, callback, logger=logger)
+    suggestion = callback.suggestion
+    assert suggestion is not None
+    assert suggestion.known, suggestion.reason
+    lr = suggestion.lr[0]
+    assert trainer.lr_scheduler_configs[0].scheduler.base_lrs == [lr]
+    _, typed = fit_scheduled(tmp_path, lr)
+    assert all(torch.equal(p, q) for p, q in zip(found, typed, strict=True))
+    assert any(suggestion.reason in one.message for one in caplog.records)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["topo/suggested_lr"]) for row in rows if row.get("topo/suggested_lr")] == [lr]
+
+
+@pytest.mark.parametrize("kind", ["manual", "asks its trainer"])
+def test_a_step_that_cannot_be_rehearsed_leaves_the_rate(tmp_path, kind, caplog):
+    class Asking(Module):
+        def training_step(self, batch, index):
+            assert self.trainer.max_epochs == 1
+            return super().training_step(batch, index)
+
+    callback = TopoCallback(suggest=True, **OPTIONS)
+    model = Manual() if kind == "manual" else Asking()
+    with caplog.at_level("WARNING", "topoopt"):
+        trainer, _ = fit(tmp_path, callback, model=model)
+    assert callback.suggestion is not None
+    assert (callback.suggestion.known, callback.suggestion.lr) == (False, (0.2,))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.2
+    assert any("not known" in one.message for one in caplog.records)
+    assert (
+        "takes its steps by itself" if kind == "manual" else "not attached to a `Trainer`"
+    ) in callback.suggestion.reason

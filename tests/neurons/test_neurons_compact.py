@@ -128,6 +128,8 @@ COUPLED: dict[str, Callable[[], nn.Module]] = {
     "RMSNorm by hand": lambda: Between(_rms_by_hand),
     "LayerNorm": lambda: Between(nn.LayerNorm(16)),
     "GroupNorm": lambda: Between(nn.GroupNorm(1, 16)),
+    "the k largest": lambda: Between(lambda h: h * (h >= h.topk(4, -1).values[..., -1:])),
+    "what lies above the median": lambda: Between(lambda h: (h - h.median(-1, keepdim=True).values).relu()),
     "the mean of all": lambda: Between(lambda h: h - h.mean(-1, keepdim=True)),
     "a number of units in the code": lambda: Between(lambda h: h.view(-1, 16).relu()),
 }

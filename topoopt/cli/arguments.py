@@ -98,6 +98,7 @@ def _of_models(command: Command) -> None:
         help="returns the arguments of topoopt.suggest: a tuple (model, optimizer, batches, loss_fn) or a dict",
     )
     suggest.add_argument("--json", action="store_true", help="the answer as JSON")
+    suggest.add_argument("--plot", type=Path, help="write loss and r/e against the rate here (.png, .svg, .pdf)")
     suggest.set_defaults(run=models.suggest)
 
     inspect = command("inspect", "the neurons of saved checkpoints: groups, persistence, distortion between them")
@@ -115,13 +116,18 @@ def _of_models(command: Command) -> None:
     compact.add_argument("checkpoint", metavar="CKPT", help="a Hugging Face folder, or a saved state dict")
     _loading(compact)
     compact.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        help="a state dict to write (.pt, .safetensors), or a new folder",
+        "-o", "--out", type=Path, required=True, help="what to make: a folder, or a file (.pt, .safetensors)"
     )
-    compact.add_argument("--tolerance", type=float, default=1e-3, help="relative (default: %(default)s)")
+    compact.add_argument(
+        "--tolerance", type=float, default=1e-3, help="how near twins are, relative to neurons (default: %(default)s)"
+    )
+    compact.add_argument(
+        "--change", type=float, default=1e-5, help="most that any output may change, relative (default: %(default)s)"
+    )
+    compact.add_argument(
+        "--silent", action="store_true", help="also units that are constant on --inputs (a list of batches)"
+    )
+    _formats(compact)
     compact.set_defaults(run=models.compact)
 
     doctor = command("doctor", "versions, extras, device, engine; with a model of yours also what a reading costs")

@@ -5,29 +5,33 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from itertools import groupby
-from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import topoopt
 from topoopt.cli.figures import emit, jsonable
 from topoopt.errors import ConfigError
-from topoopt.extras import require
 from topoopt.report.tables import Row
 from topoopt.report.writing import write_whole
 from topoopt.terminal import Terminal
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def suggest(arguments: argparse.Namespace) -> int:
     """Print the rate that `topoopt.suggest` finds for what the user's callable returns."""
+    if arguments.plot is not None and arguments.plot.suffix not in PICTURES:
+        raise ConfigError(f"{arguments.plot} is no picture's name: give one that ends in {', '.join(PICTURES)}")
     args, kwargs = arguments_of(arguments.callable)
     found = topoopt.suggest(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    if arguments.plot is not None:
+        picture = io.BytesIO()
+        found.plot().savefig(picture, format=arguments.plot.suffix[1:])
+        write_whole(arguments.plot, picture.getvalue())
     if arguments.json:
         data = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
         print(json.dumps(jsonable(data), indent=2, default=str))
@@ -91,48 +95,28 @@ def _parts(rows: Sequence[Row], heading: str) -> list[tuple[str, list[Row]]]:
 
 
 def compact(arguments: argparse.Namespace) -> int:
-    """Write a smaller checkpoint with the same function, and print what was removed and merged."""
-    from topoopt.neurons import compact as smaller
-    from topoopt.neurons import discover
-    from topoopt.report.loading import example_inputs, load
+    """Write a smaller checkpoint with the same function, and print what was removed, merged, and left whole for what reason."""
+    from topoopt.report.compacting import compact_checkpoint
 
-    module = load(arguments.checkpoint, arguments.model)
-    args, kwargs = example_inputs(module, arguments.inputs)
-    small, done = smaller(module, discover(module, *args, **kwargs), tolerance=arguments.tolerance)
-    if arguments.out.suffix in (".pt", ".pth", ".safetensors"):
-        write_whole(arguments.out, _serialised(small.state_dict(), arguments.out))
-    else:
-        _write_folder(small, arguments.out)
+    with Terminal(sys.stderr, quiet=arguments.quiet).progress("compacting", 100) as advance:
+        done = compact_checkpoint(
+            arguments.checkpoint,
+            arguments.out,
+            model=arguments.model,
+            inputs=arguments.inputs,
+            tolerance=arguments.tolerance,
+            silent=arguments.silent,
+            change=arguments.change,
+            progress=lambda share: advance(round(100 * share)),
+        )
+    before, after = done.parameters
+    rows = [{"group": name, **asdict(one)} for name, one in done.items()]
+    data = {"out": str(arguments.out), "parameters": [before, after], "change": done.change, "notes": done.notes}
+    if emit(arguments, {**data, "groups": rows}, rows):
+        return 0
     terminal = Terminal(quiet=arguments.quiet)
-    terminal.table([{"group": name, **asdict(one)} for name, one in done.items()])
-    before, after = (sum(p.numel() for p in one.parameters()) for one in (module, small))
-    terminal.say(f"{arguments.out}: {after} parameters of {before}")
+    terminal.table(rows)
+    for note in done.notes:
+        terminal.say(f"note: {note}")
+    terminal.say(f"{arguments.out}: {after} parameters of {before}; the output changed by {done.change:.2g} at most")
     return 0
-
-
-def _write_folder(module: Any, out: Path) -> None:
-    """Write a Hugging Face folder, and load it once to see that its configuration says the sizes of its weights."""
-    from topoopt.report.loading import load
-
-    if not hasattr(module, "save_pretrained"):
-        raise ConfigError(f"{type(module).__name__} is no Hugging Face model: give a file, such as -o {out}.pt")
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists already: give the name of a folder to make")
-    try:
-        module.save_pretrained(out)
-        load(str(out))
-    except ConfigError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        why = "its configuration cannot say the sizes of its layers"
-        raise ConfigError(f"{why}: give a file for the weights alone, such as -o {out}.pt ({error})") from error
-
-
-def _serialised(weights: dict[str, Any], out: Path) -> bytes:
-    if out.suffix == ".safetensors":
-        own = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
-        return require("safetensors.torch", extra="transformers").save(own)
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    return buffer.getvalue()

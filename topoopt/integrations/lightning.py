@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,12 +13,15 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
 from topoopt.errors import ConfigError, PartitionedError
+from topoopt.integrations import lightning_rate
 from topoopt.integrations.background import guarded
 from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.rows import Rows
+from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
 from topoopt.measurement import Measurement, SpectralReading
 from topoopt.optimizer import TopoOptimizer
 from topoopt.optimizer.sinks import Sink
+from topoopt.suggestion import Suggestion
 from topoopt.summary import Run
 from topoopt.verdict import Verdict
 
@@ -34,11 +38,17 @@ class TopoCallback(Callback):
     r is read from the training's own steps: `training_step` is never run again, under manual optimization neither. W&B and
     TensorBoard loggers get layers and pictures too. The verdict is `callback.verdict`, and logged at the end.
 
+    With `suggest=True` the learning rate is found first, by `topoopt.suggest` on copies of the module, with batches like the
+    training's own: it is put in force on the optimizer and its schedulers, and logged. The training is then, to the last bit,
+    the one that has this rate typed in. Where no rate can be told, the user's stays, and the reason is said.
+
     Args:
         mode: as `TopoConfig.mode`; it goes over `config`'s.
         config: settings; keyword `options` are `TopoConfig`'s fields and go over it.
         optimizer: which of `configure_optimizers`' optimizers is measured, by its place: one a training, whose steps alone
             are counted.
+        suggest: whether to find the learning rate before training begins (not where one is resumed): True, or options of
+            `topoopt.suggest` such as `{"steps": 300}`. Under automatic optimization with one optimizer.
         **options: fields of `TopoConfig`.
 
     Raises:
@@ -53,10 +63,14 @@ class TopoCallback(Callback):
         *,
         config: TopoConfig | None = None,
         optimizer: int = 0,
+        suggest: bool | Mapping[str, Any] = False,
         **options: Any,
     ) -> None:
         self.config = TopoConfig.from_options(config, options if mode is None else {**options, "mode": mode})
         self.optimizer = optimizer
+        self._search = options_of(suggest)
+        self.suggestion: Suggestion | None = None
+        """What was found before the training under way, or the last one; None where nothing was looked for."""
         self.topo: TopoOptimizer | None = None
         """The measured optimizer of the training under way, or of the last one."""
         self._attached = self._own = False
@@ -91,11 +105,23 @@ class TopoCallback(Callback):
             )
         if count > 1:
             logger.info("topoopt: optimizer %d of %d is measured (TopoCallback(optimizer=...))", self.optimizer, count)
+        self.suggestion = None
+        if self._search is not None and trainer.global_step == 0:
+            self._find_rate(trainer, pl_module)
         try:
             self._attach(trainer, trainer.strategy.model or pl_module)
         except PartitionedError as error:
             self.topo = None
             logger.warning("topoopt: %s", error)
+
+    def _find_rate(self, trainer: Trainer, module: LightningModule) -> None:
+        optimizer = trainer.optimizers[self.optimizer]
+        self.suggestion = looked_for(optimizer, lambda: lightning_rate.find(trainer, module, optimizer, self._search))
+        lightning_rate.apply(self.suggestion, trainer, optimizer)
+        tell(self.suggestion)
+        row = as_row(self.suggestion)
+        for target in trainer.loggers if row else ():
+            guarded("logging the rate", lambda target=target: target.log_metrics(row, step=0))
 
     def _attach(self, trainer: Trainer, model: Any) -> None:
         optimizer = trainer.optimizers[self.optimizer]
@@ -104,6 +130,8 @@ class TopoCallback(Callback):
         if self.topo is None:
             self.topo = TopoOptimizer(_inner(optimizer), model, self.config)
         self._attached = True
+        if self.suggestion is not None:
+            self.topo.suggested = suggested(self.suggestion)
         steps = float(trainer.estimated_stepping_batches)
         self.topo.total_steps = int(steps) if 0 < steps < math.inf else None
         if self._own and self._saved is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,17 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from topoopt.config import TopoConfig
 from topoopt.control import Policy
 from topoopt.errors import PartitionedError
-from topoopt.extras import require
+from topoopt.integrations import trainer_rate
 from topoopt.integrations.background import guarded
 from topoopt.integrations.checkpoint import load_state, save_state
 from topoopt.integrations.measured import measured_inside
+from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
 from topoopt.integrations.trainer_access import Caller, RowWriter, caller, remove, take_place
-from topoopt.measurement import Measurement, Phase, SpectralReading
+from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary
+from topoopt.integrations.trainer_trackers import SINKS, Sink, reporters, tracker_sinks
+from topoopt.measurement import Measurement
 from topoopt.optimizer import TopoOptimizer
+from topoopt.suggestion import Suggestion
 from topoopt.verdict import Verdict
 
 logger = logging.getLogger("topoopt")
@@ -30,23 +33,6 @@ LAYERWISE = (
     "this training steps each layer in backward through optimizers of their own (a layer-wise optimizer), and gives the trainer a "
     "dummy without weights: there is no step to measure, and training is left alone"
 )
-
-CONSOLE = ("topo/step", "topo/r_over_edge", "topo/proximity", "topo/phase", "topo/lr_scale")
-"""What the console and trackers without a sink of topoopt's own are shown of a row (the factor only where it is steered)."""
-OF_READING = (
-    "topo/step",
-    "topo/phase",
-    "topo/proximity",
-    "topo/r_spec",
-    "topo/edge",
-    "topo/r_over_edge",
-    "topo/loss",
-    "topo/lr_scale",
-)
-SINKS = ("wandb", "tensorboard", "trackio")
-"""Names in `report_to` of the trackers that topoopt writes to on its own."""
-
-Sink = Callable[[Measurement], None]
 
 
 class TopoCallback(TrainerCallback, ExportableState):
@@ -64,6 +50,10 @@ class TopoCallback(TrainerCallback, ExportableState):
     trackio get every reading, layers and diagrams on their own; other trackers of `report_to` what the console shows, as
     `train/topo/...`. The state is saved into each checkpoint and taken up when training resumes.
 
+    With `suggest=True` the learning rate is found first, by `topoopt.suggest` on copies, with batches like the training's own:
+    it is put in force on the optimizer and its scheduler, said in the log, and stands in the record. The training is then, to
+    the last bit, the one that has this rate typed in. Where no rate can be told, the user's stays, and the reason is said.
+
     Args:
         mode: as `TopoConfig.mode`; it goes over `config`'s.
         config: settings, also as JSON; keyword `options` are `TopoConfig`'s fields and go over it.
@@ -71,6 +61,8 @@ class TopoCallback(TrainerCallback, ExportableState):
         sinks: more receivers of measurements, on the main process. They are not part of what
             `restore_callback_states_from_checkpoint` restores.
         trackers: whether W&B, TensorBoard and trackio in `report_to` get everything; else they get what the console shows.
+        suggest: whether to find the learning rate before training begins (not where one is resumed): True, or options of
+            `topoopt.suggest` such as `{"steps": 300}`. It takes about twice that many training steps, and a copy of the model.
         **options: fields of `TopoConfig`.
 
     Raises:
@@ -87,6 +79,7 @@ class TopoCallback(TrainerCallback, ExportableState):
         record: str | Path | None = None,
         sinks: Iterable[Sink] = (),
         trackers: bool = True,
+        suggest: bool | Mapping[str, Any] = False,
         **options: Any,
     ) -> None:
         base = TopoConfig.from_json(config) if isinstance(config, str) else config
@@ -94,6 +87,10 @@ class TopoCallback(TrainerCallback, ExportableState):
         self.record = None if record is None else str(record)
         self.sinks = list(sinks)
         self.trackers = trackers
+        self.suggest = suggest
+        self._search = options_of(suggest)
+        self.suggestion: Suggestion | None = None
+        """What was found before the training under way, or the last one; None where nothing was looked for."""
         self.topo: TopoOptimizer | None = None
         """The wrapper of the training under way, or of the last one."""
         self._handler: CallbackHandler | None = None
@@ -122,9 +119,11 @@ class TopoCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
+        lr_scheduler: Any = None,
+        train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Attach; a training that ended without an end (out of memory, an interrupt) is detached first."""
+        """Find the rate, if asked to, and attach; a training that never ended (out of memory, an interrupt) is detached first."""
         self.detach()
         # Saving a checkpoint looks the callback's state up here, and an older checkpoint's state has none.
         saved: Any = state.stateful_callbacks  # a dict by now, whatever its annotation says
@@ -137,7 +136,28 @@ class TopoCallback(TrainerCallback, ExportableState):
             own = [name for name in reporters(args) if name in SINKS and self.trackers]
             others = [name for name in reporters(args) if name not in own]
             take_place(found.handler, self, self._writer, own, others)
+        self.suggestion = None
+        if self._search is not None and state.global_step == 0 and not _is_dummy(optimizer):
+            self._find_rate(found, args, state, model, optimizer, lr_scheduler, train_dataloader)
         self._attach(found, args, state, model, optimizer)
+
+    def _find_rate(
+        self,
+        found: Caller,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any,
+        loader: Any,
+    ) -> None:
+        said = looked_for(
+            optimizer, lambda: trainer_rate.find(found.trainer, args, model, optimizer, loader, self._search)
+        )
+        if found.trainer is not None:
+            trainer_rate.apply(said, found.trainer, optimizer, scheduler, state.max_steps)
+        self.suggestion = said
+        tell(said)
 
     def _attach(
         self, found: Caller, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
@@ -163,6 +183,8 @@ class TopoCallback(TrainerCallback, ExportableState):
             return
         self._attached = True
         self.topo.total_steps = state.max_steps
+        if self.suggestion is not None:
+            self.topo.suggested = suggested(self.suggestion)
         self._written = (-1, -1)
         if state.global_step > 0 and self._own:
             self.topo.steps = state.global_step
@@ -226,11 +248,14 @@ class TopoCallback(TrainerCallback, ExportableState):
         """Add what no row holds yet to a training row, and to the last row of the run its verdict too."""
         if self.topo is None or not self._attached or not ("loss" in logs or "train_runtime" in logs):
             return
-        row = self._row()
+        first, row = self._written == (-1, -1), self._row()
+        kept: dict[str, Any] = state.log_history[-1]  # saved as JSON: numbers of Python's, and text
+        if first and self.suggestion is not None:
+            row |= as_row(self.suggestion)
+            kept["topo/suggestion"] = str(self.suggestion)
         if "loss" in logs:  # of the last row Trainer returns the dictionary: there they would be among the metrics
             shown = CONSOLE if self.topo.config.policy.steers else CONSOLE[:-1]
             logs.update({key: row[key] for key in shown if key in row})
-        kept: dict[str, Any] = state.log_history[-1]  # saved as JSON: numbers of Python's, and text
         kept.update(row)
         if "train_runtime" in logs:
             kept["topo/verdict"] = str(self.topo.verdict)
@@ -257,7 +282,12 @@ class TopoCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What `restore_callback_states_from_checkpoint` builds this callback from; tensors lie in the checkpoint."""
         return {
-            "args": {"config": self.config.to_json(), "record": self.record, "trackers": self.trackers},
+            "args": {
+                "config": self.config.to_json(),
+                "record": self.record,
+                "trackers": self.trackers,
+                "suggest": self.suggest if isinstance(self.suggest, bool) else dict(self.suggest),
+            },
             "attributes": {},
         }
 
@@ -290,53 +320,3 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
 def state_file(args: TrainingArguments) -> str:
     """Name of this process's file in a checkpoint."""
     return f"topoopt_{args.process_index}.pt"
-
-
-def summary(measurement: Measurement) -> dict[str, float]:
-    """The scalars that are not of a single layer; finite ones only, since the trainer's state is saved as JSON."""
-    scalars = measurement.scalars(layers=False)
-    return {key: value for key, value in scalars.items() if math.isfinite(value)}
-
-
-def of_reading(reading: SpectralReading, phase: Phase) -> dict[str, float]:
-    """What a row shows of a reading of r that belongs to no measurement: finite numbers only."""
-    edge = reading.edge or math.nan
-    values = {
-        "topo/step": reading.step,
-        "topo/phase": list(Phase).index(phase),
-        "topo/proximity": reading.r,
-        "topo/r_spec": reading.r,
-        "topo/edge": edge,
-        "topo/r_over_edge": math.nan if reading.warming else reading.r / edge,
-        "topo/loss": reading.loss,
-        "topo/lr_scale": reading.scale,
-    }
-    return {key: float(value) for key, value in values.items() if math.isfinite(value)}
-
-
-def tracker_sinks(args: TrainingArguments, handler: CallbackHandler | None) -> list[Sink]:
-    """Return a sink for each tracker of `report_to` that topoopt knows and whose run is up."""
-    sinks: list[Sink] = []
-    report_to = reporters(args)
-    if "wandb" in report_to:
-        from topoopt.integrations.wandb import WandbSink
-
-        run = require("wandb", extra="wandb").run
-        sinks += [] if run is None else [WandbSink(run, commit=True)]  # Trainer's callback logs without steps
-    if "tensorboard" in report_to and handler is not None:
-        from topoopt.integrations.tensorboard import TensorBoardSink
-
-        writers = [writer for cb in handler.callbacks if (writer := getattr(cb, "tb_writer", None)) is not None]
-        sinks += [TensorBoardSink(writer) for writer in writers[:1]]
-    if "trackio" in report_to:
-        from topoopt.integrations.trackio import TrackioSink
-
-        run = require("trackio", extra="trackio").context_vars.current_run.get()
-        sinks += [] if run is None else [TrackioSink(run)]
-    return sinks
-
-
-def reporters(args: TrainingArguments) -> list[str]:
-    """The names of `report_to`, as Trainer has settled them."""
-    names = args.report_to or []
-    return [names] if isinstance(names, str) else names

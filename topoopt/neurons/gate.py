@@ -82,6 +82,11 @@ class Gate:
         if not any(torch.isfinite(out).any() for out in self._reference):
             raise DiscoveryError("the model's output on random weights is not finite: no group can be verified")
 
+    def redraw(self, seed: int) -> None:
+        """Put other random weights into the model; the reference run stays that of the first."""
+        self._generator.manual_seed(seed)
+        self._randomise()
+
     def _randomise(self) -> None:
         """Weights of a size that keeps activations near 1; statistics and scales positive. Uniform: drawn the fastest."""
         for name, tensor in {id(t): (name, t) for name, t in named_tensors(self.model).items()}.values():

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 from topoopt.control import Policy, Reading, State, wish
 from topoopt.errors import TopoError
@@ -289,8 +290,8 @@ def _checked(policy: Policy, answer: object) -> tuple[Decision, State]:
         raise TopoError(f"policy {policy.name!r} decided {answer!r}: it must return (Decision, its memory as a dict)")
     decision, state = answer  # type: ignore[misc]
     scale = decision.scale
-    number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not (number and 0 < scale < LARGEST):
+    number = isinstance(scale, Real) and not isinstance(scale, bool)  # numpy's numbers are
+    if not (number and 0 < cast("float", scale) < LARGEST):
         raise TopoError(
             f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from torch import nn
@@ -16,6 +17,7 @@ from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.dressing import LEFT, Dressing, run_of
 from topoopt.optimizer.run import Run
 from topoopt.optimizer.sinks import Sink
+from topoopt.summary import Suggested
 
 _Base: Any = object
 if TYPE_CHECKING:
@@ -120,6 +122,16 @@ class TopoOptimizer(_Base, metaclass=Dressing):
     @total_steps.setter
     def total_steps(self, value: int | None) -> None:
         run_of(self).total_steps = value
+
+    @property
+    def suggested(self) -> Suggested | None:
+        """The rate that was looked for before the run, for the record; set it before sinks are added."""
+        return run_of(self).about.suggested
+
+    @suggested.setter
+    def suggested(self, value: Suggested | None) -> None:
+        run = run_of(self)
+        run.about = replace(run.about, suggested=value)
 
     @property
     def steps(self) -> int:

@@ -65,10 +65,7 @@ def example_inputs(module: nn.Module, inputs: str | None) -> tuple[tuple[Any, ..
         ConfigError: where none can be made up.
     """
     if inputs is not None:
-        made = call(inputs)
-        if isinstance(made, dict):
-            return (), made
-        return (tuple(made) if isinstance(made, tuple | list) else (made,)), {}
+        return _arguments(call(inputs))
     dummy = getattr(module, "dummy_inputs", None)
     if isinstance(dummy, dict):
         return (), dummy
@@ -76,6 +73,24 @@ def example_inputs(module: nn.Module, inputs: str | None) -> tuple[tuple[Any, ..
     if isinstance(first, nn.Linear):
         return (torch.randn(2, first.in_features, generator=torch.Generator().manual_seed(0)),), {}
     raise ConfigError("this model needs example inputs: name a callable that makes them, --inputs module:callable")
+
+
+def example_runs(module: nn.Module, inputs: str | None) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of several forwards, where the user's callable makes a list of them; else of one, as `example_inputs` has it.
+
+    Raises:
+        ConfigError: where none can be made up.
+    """
+    made = None if inputs is None else call(inputs)
+    if not isinstance(made, list) or not made:
+        return [example_inputs(module, inputs) if made is None else _arguments(made)]
+    return [_arguments(one) for one in made]
+
+
+def _arguments(made: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(made, dict):
+        return (), made
+    return (tuple(made) if isinstance(made, tuple | list) else (made,)), {}
 
 
 def call(where: str) -> Any:

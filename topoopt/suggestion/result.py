@@ -49,7 +49,7 @@ class Suggestion:
     factor: tuple[float, ...]
     """What each group's own rate is multiplied by; all alike, so that groups keep their ratios. 1 where `known` is False."""
     bracket: tuple[float, float]
-    """(low, high), of the first group whose rate is not 0. It held the best rate of a grid in 32 of 38 runs that nothing was
+    """(low, high), of the first group whose rate is not 0. It held the best rate of a grid in 33 of 39 runs that nothing was
     set on (`benchmarks/rates.py`). (0, inf) where `known` is False."""
     known: bool
     """Whether there is a suggestion; `reason` says why not."""

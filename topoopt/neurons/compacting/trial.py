@@ -128,7 +128,12 @@ class RandomTrial(Trial):
     def _copy(self, model: nn.Module) -> nn.Module:
         self._runs = self._runs[:1]
         args, kwargs = self._runs[0]
-        return Gate(model, args, kwargs, self._dtype, call=self._call).model
+        self._gate = Gate(model, args, kwargs, self._dtype, call=self._call)
+        return self._gate.model
+
+    def redraw(self, seed: int) -> None:
+        """Other random weights, in place: nothing is planted in them yet."""
+        self._gate.redraw(seed)
 
     def plant(self, group: NeuronGroup) -> None:
         """Make a group's last unit equal to its first in what makes its value, in place."""

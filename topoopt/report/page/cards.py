@@ -15,6 +15,7 @@ from topoopt.report.page.runs import RunView
 from topoopt.report.page.values import clip, number, shown, spread
 from topoopt.report.page.words import Look, look
 from topoopt.report.steps import phase_of
+from topoopt.summary import Suggested
 
 SETTINGS = 40
 """Settings of a run that are listed."""
@@ -128,6 +129,7 @@ def _identity(view: RunView) -> list[tuple[str, str]]:
         ("optimizer", clip(run.optimizer, 80)),
         ("update rule", rule or clip(run.rule, 80)),
         ("rate at the start", _rates(run.lr)),
+        ("rate suggested before", _suggested(run.suggested)),
         ("steps planned", total),
     ]
 
@@ -143,6 +145,15 @@ def _origin(view: RunView) -> list[tuple[str, str]]:
         ("run", clip(run.id, 60)),
         ("goes on from", f"{clip(run.resumed, 60)}, at step {shown(run.resumed_at)}" if run.resumed else ""),
     ]
+
+
+def _suggested(found: Suggested | None) -> str:
+    if found is None:
+        return ""
+    if not found.known or found.bracket is None:
+        return f"not known: {clip(found.reason, 400)}"
+    low, high = found.bracket
+    return f"{_rates(found.lr)}, in [{shown(low, 3)}, {shown(high, 3)}]: {clip(found.reason, 400)}"
 
 
 def _subtitle(view: RunView) -> str:
