@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from topoopt.curvature.hessian import (
     ENGINES,
+    ENGINES,
     DoubleBackward,
     FiniteDifferences,
     MathAttention,
@@ -344,9 +345,15 @@ class SpectralTracker:
         return {"engine": self._engine, "count": self._count, "moving": sorted(self.moving)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values; the next reading starts cold."""
-        self._engine, self._count, self._memory = str(state["engine"]), int(state["count"]), None
-        self.moving = set(state.get("moving", ()))
+        """Continue from `state_dict`'s values; the next reading starts cold.
+
+        Raises:
+            ValueError: for an engine that is not known, or a count or names that are none; nothing has been taken up then.
+        """
+        engine, count, moving = state["engine"], int(state["count"]), set(state.get("moving", ()))
+        if engine not in ("auto", *ENGINES) or count < 0 or not all(isinstance(name, str) for name in moving):
+            raise ValueError(f"engine {str(engine)[:80]!r}, count {str(count)[:80]} or what moved is not possible")
+        self._engine, self._count, self._memory, self.moving = engine, count, None, moving
 
 
 def _changed_within(tape: Tape, raw: Sequence[Tensor | None]) -> Tensor | None:

@@ -15,13 +15,24 @@ from torch import Tensor, nn
 from topoopt.config import TopoConfig
 from topoopt.errors import MeasurementError
 from topoopt.geometry import Cloud, CloudMeasurement, DeviceMeasurement, StoredCloud, collect, measure
-from topoopt.homology import Finished, HomologyWorker, Watch, largest_loop, log_persistence, total_persistence
+from topoopt.homology import (
+    Finished,
+    HomologyWorker,
+    Persistence,
+    Watch,
+    largest_loop,
+    log_persistence,
+    total_persistence,
+)
+from topoopt.homology.worker import DROPPED, FORKED, GIVEN_UP
 from topoopt.measurement import GroupMeasurement
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.faults import Faults
 
 FINISH_SECONDS = 60.0
 """How long the end of a run, or a policy that looks, waits for homology that is on its way."""
+NO_FAULT = (GIVEN_UP, FORKED, DROPPED)
+"""How the errors of jobs begin that nothing went wrong with: there was no time for them."""
 NOT_KEPT = (math.nan, math.nan)
 """Distortion since a cloud that was not kept."""
 
@@ -94,10 +105,13 @@ class Clouds:
         measured: dict[str, GroupMeasurement] = {}
         for (name, cloud, device), result in zip(pending, collect(device for _, _, device in pending)):
             if isinstance(result, MeasurementError):
-                skipped[name] = self._faults.note(_part(name), result)
+                skipped[name] = self._faults.note(_part(name), result, state=True)
                 continue
-            self._faults.went_well(_part(name))
-            measured[name] = self._finished(name, cloud, device, result, step)
+            try:
+                measured[name] = self._finished(name, cloud, device, result, step)
+                self._faults.went_well(_part(name))
+            except Exception as error:
+                skipped[name] = self._faults.note(_part(name), error)
         return measured, skipped
 
     def _measure(self, name: str, before: Cloud, after: Cloud) -> DeviceMeasurement:
@@ -221,22 +235,33 @@ class Clouds:
         if asked is None:
             return
         group, stored = asked
-        if finished.persistence is None:
-            self._counts["homology_failed"] += 1
-            note = f"homology of step {finished.step} failed: {finished.error}"
-            self._failed[finished.group] = note
-            group = replace(group, pending=False, notes=(*group.notes, note))
-        else:
-            result = finished.persistence
-            diagrams = tuple(result.diagrams)
-            notes = tuple(result.notes)
-            watch = Watch.of(diagrams)
-            if stored is not None:
-                self._references[finished.group] = _Reference(
-                    stored, finished.step, diagrams, result.covering_radius, watch, notes
-                )
-            group = _with_diagrams(group, diagrams, finished.step, result.covering_radius, watch.resolution, notes)
+        try:
+            if finished.persistence is None:
+                group = self._without(group, finished, finished.error)
+                if not finished.error.startswith(NO_FAULT):
+                    self._faults.note("homology", MeasurementError(finished.error), said=True)
+            else:
+                group = self._completed(group, finished, finished.persistence, stored)
+                self._faults.went_well("homology")
+        except Exception as error:
+            group = self._without(group, finished, self._faults.note("homology", error))
         self._done.append((finished.group, finished.step, group))
+
+    def _completed(
+        self, group: GroupMeasurement, finished: Finished, result: Persistence, stored: StoredCloud | None
+    ) -> GroupMeasurement:
+        diagrams, notes, radius = tuple(result.diagrams), tuple(result.notes), result.covering_radius
+        watch = Watch.of(diagrams)
+        completed = _with_diagrams(group, diagrams, finished.step, radius, watch.resolution, notes)
+        if stored is not None:
+            self._references[finished.group] = _Reference(stored, finished.step, diagrams, radius, watch, notes)
+        return completed
+
+    def _without(self, group: GroupMeasurement, finished: Finished, why: str) -> GroupMeasurement:
+        self._counts["homology_failed"] += 1
+        note = f"homology of step {finished.step} failed: {why}"
+        self._failed[finished.group] = note
+        return replace(group, pending=False, notes=(*group.notes, note))
 
     # -- the end, and checkpoints ------------------------------------------------------------------------------------
 
