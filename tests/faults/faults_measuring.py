@@ -247,7 +247,10 @@ def process_killed() -> Observed:
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    with mock.patch.object(process.child, "write_message", write), mock.patch.object(process.subprocess, "Popen", Popen):
+    with (
+        mock.patch.object(process.child, "write_message", write),
+        mock.patch.object(process.subprocess, "Popen", Popen),
+    ):
         return observe(homology=1, steps=2, wait=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,8 +122,7 @@ def spoilt_memory() -> Observed:
 
 @fault("a state that has waited beyond all steps", "`steering.next` 10 to the 12")
 def far_next() -> Observed:
-    found = loaded(None, taken=True, raw=put("steering.next", 10**12))
-    return found
+    return loaded(None, taken=True, raw=put("steering.next", 10**12))
 
 
 @fault("a state of a network of another width", "saved at 48 neurons")
@@ -162,7 +161,10 @@ def bare_checkpoint() -> Observed:
     return observe(ways=Ways(early=early), mode="preserve", make=lambda: Problem(lr=3.0))
 
 
-@fault("a checkpoint of the optimizer that torch refuses", "other parameter groups; `ValueError`, which the training catches")
+@fault(
+    "a checkpoint of the optimizer that torch refuses",
+    "other parameter groups; `ValueError`, which the training catches",
+)
 def torch_refuses() -> Observed:
     def early(step: int, problem: Problem) -> None:
         if step == 3:
@@ -177,7 +179,10 @@ def torch_refuses() -> Observed:
     return observe(ways=Ways(early=early), mode="preserve", make=lambda: Problem(lr=3.0))
 
 
-@fault("a checkpoint within a steered step", "`state_dict()` in a closure: no steered rate in it, and `weights_only` reads it")
+@fault(
+    "a checkpoint within a steered step",
+    "`state_dict()` in a closure: no steered rate in it, and `weights_only` reads it",
+)
 def saved_within() -> Observed:
     rates: list[float] = []
 

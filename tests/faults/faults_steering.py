@@ -51,7 +51,9 @@ def refused(name: str, injected: str, answer: Any, said: str, memory: Any = None
     )
 
 
-refused("a policy raises", "`RuntimeError` in `decide`", RuntimeError("no idea"), "steering failed (RuntimeError: no idea")
+refused(
+    "a policy raises", "`RuntimeError` in `decide`", RuntimeError("no idea"), "steering failed (RuntimeError: no idea"
+)
 refused("a policy runs out of memory", "`OutOfMemoryError`", torch.OutOfMemoryError("80 GiB"), "steering failed (OutOf")
 refused("a policy's factor is NaN", "`Decision(nan)`", math.nan, "returned the factor nan")
 refused("a policy's factor is 0", "`Decision(0.0)`", 0.0, "returned the factor 0.0")
@@ -59,7 +61,9 @@ refused("a policy's factor is negative", "`Decision(-1.0)`", -1.0, "returned the
 refused("a policy's factor is infinite", "`Decision(inf)`", math.inf, "returned the factor inf")
 refused("a policy's factor is a word", "`Decision('0.5')`", "0.5", "returned the factor '0.5'")
 refused("a policy's factor is a truth", "`Decision(True)`", True, "returned the factor True")
-refused("a policy's factor is a tensor", "`Decision(torch.tensor(0.5))`", torch.tensor(0.5), "returned the factor tensor")
+refused(
+    "a policy's factor is a tensor", "`Decision(torch.tensor(0.5))`", torch.tensor(0.5), "returned the factor tensor"
+)
 refused("a policy returns no decision", "`(None, {})`", (None, {}), "it must return (Decision, its memory as a dict)")
 refused("a policy returns a triple", "three values", (1, 2, 3), "it must return (Decision, its memory as a dict)")
 refused(
@@ -178,7 +182,9 @@ def reading_interrupted() -> Observed:
             raise KeyboardInterrupt  # there it comes before the step
         problem.optimizer.step()
 
-    return observe(inject, ways=Ways(step=step, survives=(KeyboardInterrupt,)), mode="preserve", make=lambda: Problem(lr=3.0))
+    return observe(
+        inject, ways=Ways(step=step, survives=(KeyboardInterrupt,)), mode="preserve", make=lambda: Problem(lr=3.0)
+    )
 
 
 @fault(
@@ -247,10 +253,11 @@ def rate_tensor() -> Observed:
     counts={"fault/steering": 1},
 )
 def cannot_apply() -> Observed:
-    found = observe(
-        lambda topo: failing(RateScaler, "apply", RuntimeError("read-only"), 1), mode="preserve", make=lambda: Problem(lr=5.0)
+    return observe(
+        lambda topo: failing(RateScaler, "apply", RuntimeError("read-only"), 1),
+        mode="preserve",
+        make=lambda: Problem(lr=5.0),
     )
-    return found
 
 
 @fault(

@@ -247,7 +247,7 @@ def _without_rounding(
 def _by_parameter(layout: Layout, mask: Tensor) -> dict[int, Tensor]:
     """Places that a flat mask marks in each parameter, or this rank's part of it: two host reads."""
     sizes = [sharding.part(p.detach(), p).numel() * (2 if p.is_complex() else 1) for p in layout.parameters]
-    ends = torch.tensor(sizes).cumsum(0)
+    ends = torch.tensor(sizes, device="cpu").cumsum(0)
     places = mask.nonzero().flatten()
     cuts = torch.searchsorted(places, ends.to(places.device, non_blocking=True)).tolist()
     found = zip([0, *cuts], cuts, [0, *ends.tolist()])

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from topoopt.curvature.hessian import (
     ENGINES,
-    ENGINES,
     DoubleBackward,
     FiniteDifferences,
     MathAttention,
@@ -44,7 +43,7 @@ CHECK = 10
 """Every so many readings the step is also replayed at the weights themselves, where it must give the gradient in `.grad`."""
 SUDDEN = 3.0
 """A warm reading that exceeds the last one by this factor is taken again in full."""
-NOTHING = Memory(torch.zeros(0, 0), ())
+NOTHING = Memory(torch.zeros(0, 0, device="cpu"), ())
 """A warm reading's memory stays with the tracker."""
 
 

@@ -155,8 +155,8 @@ def _estimate(basis: list[Tensor], own: list[float], beyond: list[float]) -> War
     tried = ends[0] + 1 if ends else len(own)
     size = tried if ends else tried + 1
     basis, own = basis[:size], own[:tried]
-    model = torch.zeros(size, size, dtype=torch.float64)
-    model[range(tried), range(tried)] = torch.tensor(own, dtype=torch.float64)
+    model = torch.zeros(size, size, dtype=torch.float64, device="cpu")
+    model[range(tried), range(tried)] = torch.tensor(own, dtype=torch.float64, device="cpu")
     for i in range(size - 1):
         model[i, i + 1] = model[i + 1, i] = beyond[i]
     values, vectors = torch.linalg.eigh(model)

@@ -67,6 +67,7 @@ class Clouds:
         self._counts: Counter[str] = Counter()
         self._worker: HomologyWorker | None = None
         self._done: list[tuple[str, int, GroupMeasurement]] = []
+        self.patience = FINISH_SECONDS
 
     # -- around a step -----------------------------------------------------------------------------------------------
 
@@ -227,7 +228,7 @@ class Clouds:
 
     def _collect(self, *, wait: bool = False) -> None:
         if self._worker is not None:
-            for finished in self._worker.collect(wait=wait, timeout=FINISH_SECONDS if wait else None):
+            for finished in self._worker.collect(wait=wait, timeout=self.patience if wait else None):
                 self._take(finished)
 
     def _take(self, finished: Finished) -> None:

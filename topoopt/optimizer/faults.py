@@ -49,7 +49,10 @@ class Faults:
         cause = f"{kind}: {NUMBERS.sub('N', text.splitlines()[0][:80] if text.strip() else '')}"
         self.counts[where] += 1
         if self._first(where, cause) and not said:
-            _log(f"{where} failed ({kind}: {text}); training goes on, further faults of this kind are only counted", error)
+            _log(
+                f"{where} failed ({kind}: {text}); training goes on, further faults of this kind are only counted",
+                error,
+            )
         if not state:
             self._break(where, error, cause)
         return f"{kind}: {text}"
@@ -116,5 +119,5 @@ def _is_of_a_handler(error: BaseException) -> bool:
 
 def _code_of(handler: object) -> CodeType | None:
     called = getattr(handler, "func", handler)  # of a partial
-    own = getattr(called, "__code__", None) or getattr(getattr(type(called), "__call__", None), "__code__", None)
+    own = getattr(called, "__code__", None) or getattr(vars(type(called)).get("__call__"), "__code__", None)
     return own if isinstance(own, CodeType) else None

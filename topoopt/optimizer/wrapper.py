@@ -17,6 +17,7 @@ from topoopt.errors import ConfigError
 from topoopt.measurement import Measurement
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.attach import acts_after, check_arguments
+from topoopt.optimizer.endings import ends_with, has_ended
 from topoopt.optimizer.run import Run
 from topoopt.optimizer.sinks import Sink
 
@@ -94,6 +95,7 @@ class Dressing(type):
             ) from error
         vars(optimizer)[SESSION] = run
         run.attach(optimizer)
+        ends_with(optimizer, run)
         return optimizer
 
     def _class_for(cls, optimizer: Optimizer, steers: bool) -> type:
@@ -315,6 +317,7 @@ class TopoOptimizer(_Base, metaclass=Dressing):
         """
         run, own = run_of(self), self.__dict__
         run.close()
+        has_ended(run)
         left = {"last": run.last, "readings": run.readings, "verdict": run.verdict}
         rule = type(self)._topoopt_rule
         del own[SESSION]
