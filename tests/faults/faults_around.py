@@ -209,8 +209,11 @@ def clock() -> Observed:
     def early(step: int, problem: Problem) -> None:
         offset[0] = [0.0, -3600.0, 7200.0][step % 3]
 
+    def jumping() -> float:
+        return real() + offset[0]
+
     return observe(
-        lambda topo: mock.patch.object(time, "perf_counter", lambda: real() + offset[0]),
+        lambda topo: mock.patch.object(time, "perf_counter", jumping),
         ways=Ways(early=early),
         budget=0.01,
         every=2,

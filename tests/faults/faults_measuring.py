@@ -267,7 +267,7 @@ def odd_answer() -> Observed:
     from topoopt.homology.process import ProcessRips
 
     wrong = [np.zeros((0, 2)), np.full((3, 2), np.nan)]
-    return observe(lambda topo: mock.patch.object(ProcessRips, "__call__", lambda *a: wrong), homology=1, wait=True)
+    return observe(lambda topo: mock.patch.object(ProcessRips, "__call__", return_value=wrong), homology=1, wait=True)
 
 
 @fault(

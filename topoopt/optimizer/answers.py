@@ -1,4 +1,4 @@
-"""What a policy says, held to its contract before it reaches an optimizer or a checkpoint: a factor, and a memory of plain values."""
+"""What a policy says, held to its contract before it reaches an optimizer or a checkpoint: a factor, a memory of plain values."""
 
 from __future__ import annotations
 
