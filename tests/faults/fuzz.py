@@ -1,6 +1,6 @@
 """Foreign input: records, states of checkpoints, configs and policies of others. Only a TopoError may come out.
 
-    python tests/faults/fuzz.py [--examples 5000]     hypothesis: whole documents with places changed, and bytes damaged; prints counts
+    python tests/faults/fuzz.py [--examples 5000]     hypothesis: documents with places changed, and bytes damaged; prints counts
     python tests/faults/fuzz.py --atheris config [-max_total_time=60 ...]    one target, guided by coverage (`pip install atheris`)
 
 atheris has wheels for Linux and CPython 3.11 to 3.13, so it is no dependency; `make fuzz` uses it where it is installed.
@@ -182,8 +182,7 @@ def fuzz(target: str, examples: int) -> Counter[str]:
         try:
             TARGETS[target](data)
             counts["taken"] += 1
-        except TopoError as error:
-            assert str(error)
+        except TopoError:
             counts["refused"] += 1
 
     one()
