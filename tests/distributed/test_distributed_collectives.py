@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -124,18 +123,19 @@ def test_what_one_rank_must_hold_all_hold(launch):
 
 
 def budgeted(rank, world, steps):
-    """Ranks whose steps and whose clocks differ, under a budget of time."""
+    """Under a budget of time, on ranks whose clocks differ: the second's stands still, and it could afford nothing."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
     wrapped = nn.parallel.DistributedDataParallel(model)
     x, y = torch.randn(64, 3)[rank::world], torch.randn(64, 2)[rank::world]
     topo = TopoOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), wrapped, every=10, budget=0.2, homology=0)
-    measured = []
+    passed, measured = [0], []
+    topo.topo.cadence._clock = lambda: 0.0 if rank else float(passed[0])
     for step in range(steps):
         topo.zero_grad()
         (wrapped(x) - y).square().mean().backward()
-        time.sleep(0.004 if rank else 0.0)  # for the other rank it is waiting, which is no measuring
         topo.step()
+        passed[0] += 1
         measured += [step] if topo.measured else []
     readings = [(reading.step, reading.r) for reading in topo.readings]
     topo.detach()
@@ -146,8 +146,8 @@ def test_ranks_agree_on_what_a_budget_allows(launch):
     first, second = launch(budgeted, 2, 60)
     assert first == second
     readings, measured = first
-    assert len(readings) > 3
-    assert measured[0] == 0
+    assert len(readings) > 20
+    assert len(measured) > 2
 
 
 def test_ranks_take_the_same_engine(launch):
