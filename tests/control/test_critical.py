@@ -108,6 +108,14 @@ def test_unknown_has_a_reason() -> None:
     assert math.isnan(found.proximity)
     assert math.isnan(found.eta_star[0])
     assert "no forward was seen" in found.skipped["phase"]
+    assert set(found.skipped) == {"phase"}
+
+
+def test_a_phase_is_left_five_per_cent_below_its_threshold() -> None:
+    """As docs/concepts.md says it."""
+    assert plain(0.951, previous=Phase.PERMISSIVE) is Phase.PERMISSIVE
+    assert plain(0.949, previous=Phase.PERMISSIVE) is Phase.CONSTRAINED
+    assert of(1.5).skipped == {}
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def text_of(target: str, document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
+odd = st.sampled_from(ODD).map(copy.deepcopy)  # what stands in a document may itself be changed
 TARGETS: dict[str, Callable[[bytes], None]] = {"config": config, "policy": policy, "record": record, "state": state}
 
 
@@ -162,9 +163,9 @@ def inputs(draw: st.DrawFn, target: str) -> bytes:
         if draw(st.integers(0, 9)) == 0:
             del inside[key]
         elif draw(st.integers(0, 9)) == 0 and isinstance(inside, dict):
-            inside[draw(st.text(max_size=8))] = draw(st.sampled_from(ODD))
+            inside[draw(st.text(max_size=8))] = draw(odd)
         else:
-            inside[key] = draw(st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=8))
+            inside[key] = draw(odd | st.integers() | st.floats() | st.text(max_size=8))
     text = bytearray(text_of(target, document))
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
         start = draw(st.integers(0, max(0, len(text) - 1)))
