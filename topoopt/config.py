@@ -42,7 +42,7 @@ class TopoOptions(TypedDict, total=False):
     seed: int
     strict: bool
     products: int
-    reading_products: int
+    reading_products: int | Literal["auto"]
     engine: Engine
     field: bool
     per_group: bool
@@ -80,9 +80,9 @@ class TopoConfig:
     """Certify every step: shorten a step whose r_pair would reach 1 (steering modes only)."""
     products: int = 5
     """Jacobian products of a reading that starts cold: the first, and every twentieth."""
-    reading_products: int = 2
-    """Jacobian products of a reading, which goes on from what the last one saw. In batches that differ two read some 10 % low
-    at the median, four are right to 5 % (`benchmarks/accuracy.py`)."""
+    reading_products: int | Literal["auto"] = "auto"
+    """Jacobian products of a reading, which goes on from what the last one saw; "auto": 1 to 4, as many as earlier readings of
+    the run showed to be needed. Each costs one forward and backward (`benchmarks/accuracy.py` says what they are worth)."""
     engine: Engine = "auto"
     """How a product is taken: "auto" (double backward where the model allows it), or one way by name; "finite differences"
     needs half the time and two thirds of the memory, and sees the kinks of ReLU networks."""
@@ -204,6 +204,10 @@ def _share(name: str, value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+def _or(word: str, check: Check) -> Check:
+    return lambda name, value: value if isinstance(value, str) and value == word else check(name, value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise _refused(name, value, "True or False")
@@ -247,7 +251,7 @@ _CHECKS: dict[str, Check] = {
     "seed": _whole(0, 2**63 - 1, "a whole number from 0 to 2**63 - 1"),
     "strict": _flag,
     "products": _whole(2, _STEPS, "a whole number, at least 2"),
-    "reading_products": _whole(1, _STEPS, "a whole number, at least 1"),
+    "reading_products": _or("auto", _whole(1, _STEPS, 'a whole number, at least 1, or "auto"')),
     "engine": _one_of(Engine),
     "field": _flag,
     "per_group": _flag,

@@ -37,6 +37,10 @@ class Ranks:
         self._group: Any = None
         self._made = False
 
+    def move_to(self, model: nn.Module) -> None:
+        """Another module is trained from now on."""
+        self._parallel, self._group, self._made = _parallel_part(model), None, False
+
     def found(self, wrapper: nn.Module) -> None:
         """A data-parallel wrapper around the model was seen."""
         if self._parallel is None:

@@ -118,6 +118,16 @@ def test_a_phase_is_left_five_per_cent_below_its_threshold() -> None:
     assert of(1.5).skipped == {}
 
 
+def test_at_least_permissive_begins_at_one() -> None:
+    for r_pair, said in ((1.0, True), (math.nextafter(1, 0), False)):
+        notes = of(NAN, r_pair, reason="no backward").notes
+        assert any("at least permissive" in note for note in notes) == said
+
+
+def test_an_unknown_phase_is_held_by_nothing() -> None:
+    assert not any("hysteresis" in note for note in of(NAN, previous=Phase.PERMISSIVE).notes)
+
+
 @pytest.mark.parametrize(
     ("how", "said"), [({"warming": "3 of 10"}, "3 of 10"), ({"stalled": "all silent"}, "all silent")]
 )

@@ -98,7 +98,9 @@ def raises() -> Observed:
 @fault("SIGTERM", "without a handler: nothing outlives the program, and what was written is whole lines")
 def sigterm() -> Observed:
     rest = (
-        "topo.topo.clouds._start()._rips._running()\nprint(topo.topo.clouds._worker._rips._process.pid, flush=True)\n"
+        "worker = topo.topo.clouds.diagrams._started()\n"
+        "worker._rips._running()\n"
+        "print(worker._rips._process.pid, flush=True)\n"
     )
     folder = Path(tempfile.mkdtemp())
     running = program(folder, rest + "time.sleep(60)")

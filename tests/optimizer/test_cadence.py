@@ -183,7 +183,8 @@ def test_setup_is_no_measuring() -> None:
     assert cadence.wall == 0.0
     clock.now += 10.0
     cadence.measured(0, 1.0)
-    assert cadence.share == pytest.approx(0.1 * (1 + AFTERMATH))
+    cadence.candidate(1)
+    assert cadence.share == pytest.approx(0.1 * (1 + AFTERMATH), rel=1e-5)
 
 
 def test_sinks_and_policies_are_booked_like_readings() -> None:
@@ -192,7 +193,8 @@ def test_sinks_and_policies_are_booked_like_readings() -> None:
     cadence.start(0)
     clock.now += 10.0
     cadence.book(2.0)
-    assert cadence.share == pytest.approx(0.2)
+    cadence.candidate(1)
+    assert cadence.share == pytest.approx(0.2, rel=1e-5)
     cadence.read(0, 0.1, warming=False, known=True)
     assert not cadence.affordable(0.01)
 
@@ -215,3 +217,17 @@ def test_the_plan_says_what_comes() -> None:
     assert planned[1] == pytest.approx(len(ran.measurements), rel=0.2)
     assert "3 groups" in said
     assert "one about every" in simulate(500, budget=0.01).cadence.plan(3)
+
+
+def test_before_a_step_has_passed_measuring_is_no_share_of_the_run() -> None:
+    clock = Clock()
+    cadence = Cadence(1, 0.1, clock)
+    cadence.start(0)
+    clock.now += 3.0
+    assert math.isnan(cadence.share_with(3.0))
+    cadence.measured(0, 3.0)
+    assert math.isnan(cadence.share)
+    clock.now += 7.0
+    cadence.candidate(1)
+    assert cadence.share == pytest.approx(0.3 * (1 + AFTERMATH), rel=1e-5)
+    assert cadence.share_with(1.0) == pytest.approx(0.3 * (1 + AFTERMATH) + 0.1, rel=1e-5)

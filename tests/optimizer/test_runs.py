@@ -191,6 +191,29 @@ def test_a_model_that_is_never_called_itself() -> None:
     topo.detach()
 
 
+def test_parts_that_are_called_later_are_found_then() -> None:
+    """Two optimizers, of which the second's part has not been called when it is first stepped (weight decay alone)."""
+    torch.manual_seed(0)
+    model, x = Agent(), torch.randn(16, 4)
+    parts = (model.actor, model.critic)
+    actor, critic = (
+        TopoOptimizer(SGD(part.parameters(), lr=0.1), model, every=2, budget=None, homology=0) for part in parts
+    )
+    for step in range(5):
+        loss = model.actor(x).square().mean()
+        if step:
+            loss = loss + (model.critic(x) - 1).square().mean()
+        loss.backward()
+        for topo in (actor, critic):
+            topo.step()
+            topo.zero_grad()
+    assert list(actor.last.groups) == ["actor.0"]
+    assert list(critic.last.groups) == ["critic.0"]
+    for topo in (actor, critic):
+        topo.detach()
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
 def test_two_optimizers_of_one_model_say_whose_share_a_record_is(wrap) -> None:
     problem = Problem()
     parts = [[p for p in problem.model.parameters() if (p.ndim == 2) is matrices] for matrices in (True, False)]
@@ -406,7 +429,7 @@ def test_an_interrupted_detach_closes_its_sinks(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise raised
 
-    monkeypatch.setattr(topo.topo.clouds, "arrived", interrupted)
+    monkeypatch.setattr(topo.topo.clouds.diagrams, "arrived", interrupted)
     if raised is KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt):
             topo.detach()

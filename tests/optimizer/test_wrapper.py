@@ -554,6 +554,7 @@ def test_sams_two_steps_are_one(mode: str, wrap) -> None:
     problem, bare = Problem(), Problem()
     topo = wrap(SAM(problem.model.parameters(), SGD, lr=0.1), problem, every=2, mode=mode, loss=None)
     plain = SAM(bare.model.parameters(), SGD, lr=0.1)
+    measured = []
     for i in range(6):
         before = {n: p.detach().clone() for n, p in problem.model.named_parameters()}
         for one, stepped in ((problem, topo), (bare, plain)):
@@ -561,6 +562,8 @@ def test_sams_two_steps_are_one(mode: str, wrap) -> None:
             stepped.first_step(zero_grad=True)
             one.loss().backward()
             stepped.second_step(zero_grad=True)
+        if topo.measured:
+            measured.append(i)
         if topo.measured and i:
             (group,) = topo.groups
             stood = copy.deepcopy(problem.model)
@@ -568,6 +571,7 @@ def test_sams_two_steps_are_one(mode: str, wrap) -> None:
             truth = compare(group.points(stood), group.points(problem.model)).gain
             assert topo.last.groups[group.name].gain == pytest.approx(truth, rel=1e-4)
     assert topo.steps == 6
+    assert measured == [0, 2, 4]
     assert [m for m in range(6) if m % 2 == 0] == [r.step for r in topo.readings if r.step % 2 == 0]
     assert all(r.r > 0 for r in topo.readings), [r.reason for r in topo.readings]
     if mode == "report":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from topoopt.curvature.hessian import (
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
 from topoopt.curvature.live import LiveStep
+from topoopt.curvature.parts import Ends, Masks, Operator, Read, cold_start, estimate, possible, warm_start
 from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
 from topoopt.curvature.remembering import Remembered
 from topoopt.curvature.rules import recognise
@@ -33,7 +34,6 @@ from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.space import Layout
 from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum, movable, opened, spectrum_of
 from topoopt.curvature.tape import Tape
-from topoopt.curvature.warm import Read, possible, warm_products
 from topoopt.device import HostNumbers, brought_over
 from topoopt.errors import ConfigError, MeasurementError
 
@@ -44,7 +44,14 @@ CHECK = 10
 SUDDEN = 3.0
 """A warm reading that exceeds the last one by this factor is taken again in full."""
 NOTHING = Memory(torch.zeros(0, 0, device="cpu"), ())
-"""A warm reading's memory stays with the tracker."""
+"""The memory of a reading by parts stays with the tracker."""
+MANY = 24
+"""More products than so many ask for a basis that is held as it is, and is made orthogonal again."""
+MOST = 4
+"""Products of a warm reading at most, where they are not given."""
+STEEP, FLAT = 0.05, 0.01
+"""Rises of r with the last product of a warm reading from which the next one takes one more, or one less."""
+READS_LOW = "r rose by {:.0%} with the last of {} products: it reads low by about as much"
 
 
 @dataclass
@@ -54,7 +61,8 @@ class Step:
     shadow: Shadow
     layout: Layout
     passage: Passage
-    base: Base | None
+    base: Callable[[], Base]
+    """(loss, gradient) as backward made them; made when asked for, since they are copies of the weights' size."""
     reduce: Reduce | None
 
 
@@ -66,25 +74,24 @@ class Tracked:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """The operator, made when it is first asked for."""
+        """The operator on flat vectors, made when it is first asked for."""
         return self._make()
 
-    def estimate(self, products: int | None = None) -> SpectralEstimate:
-        """r of all weights, from the last estimate's vector."""
-        return self._tracker._estimate(self.spectrum, products)
+    @cached_property
+    def operator(self) -> Operator | None:
+        """The operator by parts, where it is one: in the least memory."""
+        return None if self.step is None else self._tracker._by_parts(self.step)
 
-    def warm(self, read: Read = Tensor.tolist) -> SpectralEstimate | None:
-        """r by a few products from what the last reading left, where that can be done; cheaper than `estimate()`.
+    def estimate(self, products: int | None = None, *, read: Read = Tensor.tolist) -> SpectralEstimate:
+        """r of all weights, from the last estimate's vector.
 
-        `read` brings its numbers over, and others with them.
+        `read` brings its numbers over, and others with them, where products are by parts.
         """
-        return self._tracker._warm(self, read)
+        return self._tracker._estimate(self, products, read)
 
     def block(self, block: Block, products: int | None = None) -> SpectralEstimate:
         """r of a block of weights, from the part of the last vector that lies in it."""
-        memory, count = self._tracker._memory, products or self._tracker.products
-        start = None if memory is None else memory.recall().vectors[0]
-        return self.spectrum.estimate(products=count, start=start, block=block, seed=self._tracker.seed)
+        return self._tracker._block(self, block, products)
 
 
 class SpectralTracker:
@@ -92,7 +99,8 @@ class SpectralTracker:
 
     Args:
         optimizer: whose steps are read.
-        products: Jacobian products a reading spends once it is warm.
+        products: Jacobian products a reading spends once it is warm; "auto": 1 to 4, one more after a reading whose last
+            product still raised r by 5 %, one less after one whose last raised it by less than 1 %.
         first: products of a reading that starts cold.
         engine: "auto", or a name in `hessian.ENGINES`.
         seed: of topoopt's own generators.
@@ -105,7 +113,7 @@ class SpectralTracker:
     def __init__(
         self,
         optimizer: Optimizer,
-        products: int = 8,
+        products: int | Literal["auto"] = 8,
         engine: str = "auto",
         seed: int = 0,
         *,
@@ -115,14 +123,21 @@ class SpectralTracker:
         if engine != "auto" and engine not in ENGINES:
             raise ConfigError(f"engine={engine!r} is not known: give auto, {', '.join(ENGINES)}")
         self._optimizer = weakref.ref(optimizer)
-        self.products, self.first, self.seed = products, max(first, products), seed
+        self._adapts = products == "auto"
+        self.products = MOST - 1 if products == "auto" else products
+        """Of the next warm reading."""
+        self.first, self.seed = max(first, self.products), seed
         self._asked = self._engine = engine
         self._compact = compact
         self._memory: Remembered | None = None
         self._count = 0
+        self._types: list[torch.dtype] = []
+        """Of the weights that the memory is of: a model may change them."""
         self._rounding: Tensor | None = None
-        self._globally = self._kinked = False
-        self._lost: dict[int, Tensor] | None = None
+        self._globally = False
+        self._lost: Masks = {}
+        self._largest: Tensor | None = None
+        self._dropped = 0
         self._last = 0.0
         self._within = False
         """Whether something changes the gradient within backward already (a hook on a weight): lengths cannot tell it."""
@@ -144,13 +159,13 @@ class SpectralTracker:
 
     def forget(self) -> None:
         """Drop what is remembered: the weights are others now, or measuring has ended."""
-        self._memory, self._engine, self._rounding, self._lost = None, self._asked, None, None
+        self._memory, self._engine, self._rounding, self._lost, self._dropped = None, self._asked, None, {}, 0
 
     def begin_again(self) -> None:
         """As a tracker that has read nothing yet."""
         self.forget()
         self._count, self._last = 0, 0.0
-        self._globally = self._kinked = self._within = False
+        self._globally = self._within = False
 
     # -- on a loss that was given ------------------------------------------------------------------------------------
 
@@ -213,47 +228,104 @@ class SpectralTracker:
         return Tracked(self, lambda: self._spectrum(step), step)
 
     def _spectrum(self, step: Step) -> Spectrum:
-        name = self._engine if self._engine != "auto" else self._choose(step.shadow, step.reduce)
-        self._engine = name
+        self._settle_engine(step)
         spectrum = spectrum_of(
-            self.optimizer, step.shadow, step.layout, engine=name, reduce=step.reduce, base=step.base,
+            self.optimizer, step.shadow, step.layout, engine=self._engine, reduce=step.reduce, base=step.base(),
             passage=step.passage, rounding=self._rounding if self._count % RESTART else None,
         )  # fmt: skip
         if isinstance(spectrum.engine, FiniteDifferences):
-            self._rounding, self._lost = spectrum.engine.known_rounding, spectrum.engine.lost
-            if self._kinked or step.shadow.kinks:
-                self._kinked = True
-                spectrum.notes = (*spectrum.notes, KINKS)
+            self._rounding = spectrum.engine.known_rounding
+            spectrum.notes = (*spectrum.notes, *_kinks(step))
         return spectrum
 
-    def _warm(self, tracked: Tracked, read: Read) -> SpectralEstimate | None:
-        """A few products from the last reading's direction, or None where a full reading is due or needed."""
-        step, memory = tracked.step, self._memory
-        if step is None or memory is None or memory.size != step.layout.size or self._count % RESTART == 0:
-            return None
+    def _settle_engine(self, step: Step) -> None:
+        if self._engine == "auto":
+            self._engine = self._choose(step.shadow, step.reduce)
+
+    def _by_parts(self, step: Step) -> Operator | None:
+        """The operator by parts, without the weights whose gradients are rounding; None where it is not of that form."""
+        self._settle_engine(step)
         if self._engine != FiniteDifferences.name or not possible(self.optimizer, step.passage, step.layout):
             return None
-        began = time.perf_counter()
-        found = warm_products(
-            self.optimizer, step.shadow, step.layout, step.passage, memory, self._lost, step.reduce, self.products, read
-        )
-        if not found.r <= SUDDEN * self._last:
-            return None  # a jump, or no number: looked at anew, with all care
+        operator = Operator(self.optimizer, step.shadow, step.layout, step.passage, step.reduce)
+        if self._is_cold(step):
+            self._rounding, self._dropped = operator.leave_out_rounding(
+                self._rounding if self._count % RESTART else None
+            )
+            self._lost, self._largest = operator.lost, operator.largest
+        operator.lost, operator.largest = self._lost, self._largest
+        return operator
+
+    def _is_cold(self, step: Step) -> bool:
+        memory, types = self._memory, [p.dtype for p in step.layout.parameters]
+        others = memory is None or memory.size != step.layout.size or types != self._types
+        return others or self._count % RESTART == 0
+
+    def _estimate(self, tracked: Tracked, products: int | None, read: Read) -> SpectralEstimate:
+        step, operator = tracked.step, tracked.operator
+        if step is None or operator is None or (products or self.products) > MANY:
+            return self._by_basis(tracked.spectrum, products)
+        began, few = time.perf_counter(), ()
+        if not self._is_cold(step):
+            assert self._memory is not None
+            start = warm_start(operator, self._memory.parts(step.layout.parameters, step.layout.unflatten))
+            found = estimate(operator, start, products or self.products, read)
+            if found.r <= SUDDEN * self._last:
+                self._adapt(found)
+                return self._known(found, operator, step, began, _low(found, operator))
+        count = self.first if products is None else products
+        found = estimate(operator, cold_start(operator, self.seed + self._count), count, read)
+        if count < MANY:
+            few = (f"{count} products from a cold start: r may read low",)
+        return self._known(found, operator, step, began, (*few, *_low(found, operator)))
+
+    def _adapt(self, found: Ends) -> None:
+        """How many products the next warm reading takes: a rise over the last one is what the next would still find."""
+        if self._adapts and found.rise == found.rise:
+            self.products = min(MOST, max(1, self.products + (found.rise > STEEP) - (found.rise < FLAT)))
+
+    def _known(
+        self, found: Ends, operator: Operator, step: Step, began: float, said: tuple[str, ...]
+    ) -> SpectralEstimate:
+        """An estimate by parts, remembered."""
         self._count += 1
-        self._memory, self._last = found.memory, found.r
+        self._types = [p.dtype for p in step.layout.parameters]
+        known = found.r == found.r
+        self._memory, self._last = (Remembered(found.direction, found.r), found.r) if known else (None, 0.0)
+        return self._told(found, operator, step, began, said)
+
+    def _told(
+        self, found: Ends, operator: Operator, step: Step, began: float, said: tuple[str, ...]
+    ) -> SpectralEstimate:
         rule, edge = recognise(self.optimizer)
-        left = 0 if self._lost is None else sum(map(len, self._lost.values()))
-        said = (*((KINKS,) if self._kinked else ()), *((DROWNED.format(left),) if left else ()))
+        dropped = (DROWNED.format(self._dropped),) if self._dropped else ()
+        bad = () if found.r == found.r else ("the loss or its curvature is not finite",)
         return SpectralEstimate(
-            r=found.r, edge=edge, low=found.low, high=found.high, products=self.products, memory=NOTHING,
+            r=found.r, edge=edge, low=found.low, high=found.high, products=operator.products, memory=NOTHING,
             engine=FiniteDifferences.name, rule=rule, form="held", loss=float("nan"), probe_size=step.shadow.size,
-            notes=(*step.passage.notes, *said), seconds=time.perf_counter() - began,
+            notes=(*step.passage.notes, *_kinks(step), *dropped, *said, *bad), seconds=time.perf_counter() - began,
         )  # fmt: skip
+
+    def _block(self, tracked: Tracked, block: Block, products: int | None) -> SpectralEstimate:
+        memory, count, step = self._memory, products or self.products, tracked.step
+        operator = tracked.operator
+        if step is None or operator is None or memory is None or count > MANY:
+            start = None if memory is None else memory.recall().vectors[0]
+            return tracked.spectrum.estimate(products=count, start=start, block=block, seed=self.seed)
+        began, before = time.perf_counter(), operator.products
+        index = {id(p): i for i, p in enumerate(step.layout.parameters)}
+        operator.block = {index[id(p)]: mask.to(p.device) for p, mask in block.items() if id(p) in index}
+        try:
+            start = warm_start(operator, memory.parts(step.layout.parameters, step.layout.unflatten))
+            found = self._told(estimate(operator, start, count), operator, step, began, ())
+        finally:
+            operator.block = None
+        return replace(found, products=operator.products - before)
 
     def _passage(
         self, tape: Tape, shadow: Shadow, layout: Layout, reduce: Reduce | None
-    ) -> tuple[Passage, Base | None]:
-        """What stands between backward and the step, and (loss, gradient) as backward made it.
+    ) -> tuple[Passage, Callable[[], Base]]:
+        """What stands between backward and the step, and what makes (loss, gradient) as backward made them.
 
         The gradient in `.grad` does for it, undone; now and then, and where lengths do not tell, the step is replayed.
         """
@@ -266,18 +338,18 @@ class SpectralTracker:
             ]
             passage = by_lengths(tape.raw_norms, torch.stack(lengths), layout, found)
         if passage is not None and passage.uniform is not None and self._count % CHECK and not self._within:
-            c = passage.uniform
-            return passage, (shadow.value, found if c == 1.0 else [None if g is None else g / c for g in found])
+            return passage, lambda: (shadow.value, _undone(found, passage.uniform))
         passage, base, why = self._compared(tape, shadow, found, layout, reduce)
         if shadow.noisy and not self._globally and (passage is None or passage.rest):
             shadow.draw_globally()  # checkpointing sets the generators itself
             again, base_again, _ = self._compared(tape, shadow, found, layout, reduce)
             if again is not None and not again.rest:
-                self._globally = True
-                return again, base_again
+                self._globally, passage, base = True, again, base_again
         if passage is None:
             raise MeasurementError(why)
-        return passage, base
+        if passage.uniform is not None and not passage.rest and possible(self.optimizer, passage, layout):
+            return passage, lambda: (shadow.value, _undone(found, passage.uniform))  # which is held anyway
+        return passage, lambda: base
 
     def _compared(
         self, tape: Tape, shadow: Shadow, found: Sequence[Tensor | None], layout: Layout, reduce: Reduce | None
@@ -325,7 +397,8 @@ class SpectralTracker:
             )
         return FiniteDifferences.name
 
-    def _estimate(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
+    def _by_basis(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
+        """With a basis of flat vectors: for any form of the operator, any engine, and many products."""
         count = products or self.products
         start = None if self._memory is None else self._memory.recall()
         if start is None or self._count % RESTART == 0:
@@ -353,6 +426,19 @@ class SpectralTracker:
         if engine not in ("auto", *ENGINES) or count < 0 or not all(isinstance(name, str) for name in moving):
             raise ValueError(f"engine {str(engine)[:80]!r}, count {str(count)[:80]} or what moved is not possible")
         self._engine, self._count, self._memory, self.moving = engine, count, None, moving
+
+
+def _kinks(step: Step) -> tuple[str, ...]:
+    return (KINKS,) if step.shadow.kinks else ()
+
+
+def _low(found: Ends, operator: Operator) -> tuple[str, ...]:
+    return (READS_LOW.format(found.rise, operator.products),) if found.rise > STEEP else ()
+
+
+def _undone(found: Sequence[Tensor | None], factor: float | None) -> Sequence[Tensor | None]:
+    """The gradients as they were before a factor."""
+    return found if factor in (None, 1.0) else [None if g is None else g / factor for g in found]
 
 
 def _changed_within(tape: Tape, raw: Sequence[Tensor | None]) -> Tensor | None:

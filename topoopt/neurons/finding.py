@@ -232,7 +232,9 @@ def _judge_by_sibling(
     """Groups pass that a small model of the same class has too, verified on its numbers."""
     small = standin.sibling(model)
     if small is None:
-        return GateResult([], {g.name: "the model has no data, and no configuration to build a small one" for g in groups})
+        return GateResult(
+            [], {g.name: "the model has no data, and no configuration to build a small one" for g in groups}
+        )
     args, kwargs = standin.inputs(args, kwargs)
     known = {standin.signature(group) for group in discover(small, *args, **kwargs)}
     passed = [group for group in groups if standin.signature(group) in known]

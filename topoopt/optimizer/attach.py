@@ -1,20 +1,17 @@
-"""What can be wrapped, and where it is held: arguments, step hooks, the model's first inputs."""
+"""What can be measured, the rule within it, and how its steps are held on to: arguments, closures, hooks."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
-from topoopt.curvature.tape import called_through
+from topoopt.curvature.trial import own_class
 from topoopt.errors import ConfigError, PartitionedError
-from topoopt.modules import innermost
 
 DEEPSPEED = (
     "DeepSpeed steps flat partitions of the parameters, in which no neuron is whole, and one after the other: this training "
@@ -24,8 +21,6 @@ FSDP1 = (
     "FullyShardedDataParallel (FSDP1) keeps flat partitions of the parameters, in which no neuron is whole: this training "
     "cannot be measured or steered; use FSDP2 (fully_shard), or DDP"
 )
-F = TypeVar("F", bound=Callable[..., Any])
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def check_arguments(optimizer: object, model: object, loss: object) -> None:
@@ -114,27 +109,21 @@ def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
 
 
-def with_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Callable[[], Any]]
+def seen_within(
+    args: tuple[Any, ...], kwargs: dict[str, Any], look: Callable[[], None]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a step with its closure wrapped."""
-    if callable(kwargs.get("closure")):
-        return args, {**kwargs, "closure": wrap(kwargs["closure"])}
-    return (args[0], wrap(args[1]), *args[2:]), kwargs
+    """The arguments of a step whose closure's first call is followed by a look: by then its gradients are there."""
+    closure = kwargs["closure"] if callable(kwargs.get("closure")) else args[1]
+    done: list[bool] = []
 
+    def seen() -> Any:
+        result = closure()
+        if not done:
+            done.append(True)
+            look()
+        return result
 
-def untraced(hook: F) -> F:
-    """Keep a hook out of compiled graphs: it costs one graph break there, not a recompilation at every measurement.
-
-    Outside of them the hook is called as it is: torch's own switch takes microseconds, on every step.
-    """
-    disabled = torch.compiler.disable(hook)
-
-    @wraps(hook)
-    def choose(*args: Any, **kwargs: Any) -> Any:
-        return disabled(*args, **kwargs) if torch.compiler.is_compiling() else hook(*args, **kwargs)
-
-    return cast(F, choose)
+    return (args, {**kwargs, "closure": seen}) if "closure" in kwargs else ((args[0], seen, *args[2:]), kwargs)
 
 
 class Unpickled:
@@ -166,63 +155,39 @@ def _nothing_to_do() -> Any:
     return nothing
 
 
-class FirstInputs:
-    """The arguments of the first training forward, so that discovery needs no example from the user.
+class Nesting:
+    """Tells a step from its parent class's within it, which torch hooks as well: the two are one step."""
 
-    Of the model itself or, where it is not called as a whole (an agent's `act`, `layer.forward(x)`), of its outermost
-    parts. Hooks are there until a step has been seen.
-    """
+    def __init__(self) -> None:
+        self._frame: Any = None
 
-    def __init__(self, model: nn.Module) -> None:
-        self.of: dict[str, Inputs] = {}
-        """Name of the part ("" for the model) -> (args, kwargs)."""
-        self.wrapper: nn.Module | None = None
-        """A data-parallel wrapper that the model was called through."""
-        self._depth = 0
-        own = self._own = innermost(model)
-        self._handles: list[Any] = []
-        for name, module in own.named_modules():
-            self._handles += self._watched(name, module)
-        if own is not model:
-            self._handles += self._watched("", model)
+    @staticmethod
+    def of(rule: Optimizer) -> Nesting | None:
+        """For a rule whose step may call its parent's; None where it cannot, and nothing need be told apart."""
+        return Nesting() if sum("step" in vars(kind) for kind in own_class(rule).__mro__) > 2 else None
 
-    def _watched(self, name: str, module: nn.Module) -> list[Any]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._depth += 1
-            if name == "" and self.wrapper is None and module is self._own:
-                self.wrapper = called_through(self._own)
-            if (self._depth == 1 and name not in self.of) or (name == "" and name not in self.of):
-                self.of[name] = tree_map(_detach, (args, dict(kwargs)))
+    def begins(self) -> bool:
+        """In a pre-hook: whether the step begins, and is not the parent's of one under way."""
+        if self._frame is not None and _is_in_stack(self._frame):
+            return False
+        self._frame = _step_frame()
+        return True
 
-        def after(module: nn.Module, args: Any, result: Any) -> None:
-            self._depth = max(0, self._depth - 1)
-
-        return [
-            module.register_forward_pre_hook(Unpickled(before), with_kwargs=True),  # type: ignore[arg-type]
-            module.register_forward_hook(Unpickled(after), always_call=True),  # type: ignore[arg-type]
-        ]
-
-    @property
-    def seen(self) -> bool:
-        """Whether anything of the model was called."""
-        return bool(self.of)
-
-    def whole(self) -> Inputs | None:
-        """The model's own (args, kwargs); None where it was not called itself."""
-        return self.of.get("")
-
-    def close(self) -> None:
-        """Remove the hooks, and let go of the inputs."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def ends(self) -> bool:
+        """In a post-hook: whether it is the outer step that ends."""
+        if self._frame is not None and self._frame is not _step_frame():
+            return False
+        self._frame = None
+        return True
 
 
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+def _step_frame() -> Any:
+    """The frame of the step that our hook was called from: beneath it lie `begins` or `ends`, and the hook."""
+    frame: Any = sys._getframe(3)
+    return frame.f_back if frame.f_code is Unpickled.__call__.__code__ else frame
 
 
-def is_in_stack(frame: Any) -> bool:
+def _is_in_stack(frame: Any) -> bool:
     """Whether a frame is still running on this thread."""
     here: Any = sys._getframe(1)
     while here is not None:

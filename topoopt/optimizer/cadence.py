@@ -72,9 +72,20 @@ class Cadence:
 
     @property
     def share(self) -> float:
-        """Share of the wall time that measuring took so far, in [0, 1]; hooks included."""
-        wall = self.wall
-        return min(1.0, (self.spent + HOOKS * (self._step - self._first_step)) / wall) if wall > 0 else 0.0
+        """Share of the wall time that measuring took so far, in [0, 1], hooks included; NaN before a step has passed."""
+        return self.share_with(0.0)
+
+    def share_with(self, seconds: float) -> float:
+        """The share once these seconds are booked too. What stands before the run's first step is no share of anything."""
+        spent, wall = self._used + seconds, self.wall
+        if self._step == self._first_step:
+            return math.nan if spent > 0 else 0.0
+        return min(1.0, spent / wall) if wall > 0 else 0.0
+
+    @property
+    def _used(self) -> float:
+        """Seconds booked, and those of the hooks of ordinary steps."""
+        return self.spent + HOOKS * (self._step - self._first_step)
 
     @property
     def step_seconds(self) -> float:
@@ -135,13 +146,13 @@ class Cadence:
         if self._unlimited or (credit and self.readings < 1 + CREDIT):
             return True
         assert self.budget is not None
-        wall, spent = self.wall, self.spent + HOOKS * (self._step - self._first_step)
+        wall = self.wall
         allowed = self.budget * (wall + cost)
         passed, total = self._step - self._first_step, (self.total_steps or 0) - self._first_step
         if 0 < passed < total:
             whole = wall + (total - passed) * (wall - self.spent) / passed
             allowed = max(allowed, self.budget * whole * math.sqrt(passed / total))
-        return spent + cost <= allowed
+        return self._used + cost <= allowed
 
     # -- what was done -----------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def has_ended(run: Run) -> None:
 
 def _end(run: Run, process: int) -> None:
     if os.getpid() == process:  # in a fork of the program the run is its parent's
-        run.clouds.patience = PATIENCE
+        run.clouds.diagrams.patience = PATIENCE
         run.close()
 
 

@@ -17,7 +17,7 @@ ROW = 5
 """Failures of a part in a row, by one cause, before it is switched off."""
 LONGEST = 1_000
 """Characters of an error's text that are kept."""
-ALWAYS = ("measuring", "steering", "strict")
+ALWAYS = ("measuring", "reading", "steering", "strict")
 """Parts that are not switched off here: what they consist of is, and steering has a breaker of its own."""
 NUMBERS = re.compile(r"(0x[0-9a-f]+|\d[\d.]*(e[+-]?\d+)?)(, (0x[0-9a-f]+|\d[\d.]*))*", re.IGNORECASE)
 

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from topoopt.config import TopoConfig
 from topoopt.modules import innermost
 from topoopt.neurons import NeuronGroup, admitted, call_parts, discover, optimizer_coverage, parameter_names, select
-from topoopt.optimizer.attach import FirstInputs
-from topoopt.optimizer.unsharding import unsharded
+from topoopt.optimizer.capture import FirstInputs
+from topoopt.sharding import unsharded
 
 NOT_SEEN = (
     "no forward of the model, or of a part of it, has been seen yet, so its neurons are not known: it is watched until one "
@@ -34,7 +34,7 @@ class Found:
 
 
 class Groups:
-    """The groups of a run; found once, and found again when the model has become another one.
+    """The groups of a run; found once, and again when the model has become another one, or more of its parts were called.
 
     Args:
         config: what is asked for.
@@ -46,10 +46,13 @@ class Groups:
         self._config, self._given, self._outer = config, given, outer
         self.example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.found: Found | None = None
+        self.complete = False
+        """Whether more inputs would tell no more: all that the optimizer moves was called, or nothing new since the last look."""
         self._candidates: list[NeuronGroup] = []
         self._rejected: dict[str, str] = {}
         self._structure: Any = None
         self._moved: Any = None
+        self._parts: set[str] = set()
 
     @property
     def all(self) -> list[NeuronGroup]:
@@ -66,8 +69,12 @@ class Groups:
             if self.example_inputs is None and (inputs is None or not inputs.seen):
                 self.found = Found([], {"groups": NOT_SEEN})
                 return False
+            self._parts = set()
+        parts = self._parts if inputs is None else set(inputs.of)
+        self.complete = self.example_inputs is not None or inputs is None or inputs.cover(moved) or parts == self._parts
+        if self._structure != structure or parts != self._parts:
             self._candidates, self._rejected = self._discover(model, inputs)
-            self._structure, self._moved = structure, None
+            self._structure, self._moved, self._parts = structure, None, parts
         if self._moved != moved:
             self._moved = moved
             self.found = self._chosen(model, optimizer, moved)

@@ -1,14 +1,18 @@
-"""The factor on the learning rate: put on for one step, taken off after it, without a trace."""
+"""The rates of an update rule: read, scaled for one step without a trace, and whose step follows them."""
 
 from __future__ import annotations
 
+import math
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from topoopt.device import HostNumbers, reading_is_free
+from topoopt.errors import SteeringError
 
 _MARK = "_topoopt_rates"
 
@@ -113,3 +117,107 @@ def peak_rate(param_groups: list[dict[str, Any]], numbers: HostNumbers | None = 
     known = HostNumbers() if numbers is None else numbers
     known.bring(peaks)
     return max(float(known.plain(peak)) for peak in peaks)
+
+
+class Rates(RateScaler):
+    """The rates of one rule along a run: read once a step, held against the peak of the user's schedule, and scaled."""
+
+    def __init__(self, rule: Optimizer) -> None:
+        super().__init__(rule)
+        self._rule = weakref.ref(rule)
+        self.base = math.nan
+        """The schedule's peak when steering began."""
+        self.full = False
+        """Whether the rate has once been near its schedule's peak: a low one is then no warm-up."""
+        self._before = 0.0
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        rule = self._rule()
+        return [] if rule is None else rule.param_groups
+
+    def bring(self) -> None:
+        """All that a step asks of numbers that the rule keeps on a device, rates and counts of steps: one host read."""
+        self.numbers, rule = HostNumbers(), self._rule()
+        states = [value for state in list(getattr(rule, "state", {}).values()) for value in state.values()]
+        settings = [value for group in self._groups for key, value in group.items() if key != "params"]
+        self.numbers.bring(tree_leaves([states, settings, getattr(rule, "found_inf", None)]))
+
+    def now(self) -> tuple[float, ...]:
+        """Each group's rate; the host knows those on a device from the start of the step, or since they were last written."""
+        return read_rates(self._groups, self.numbers)
+
+    def host(self) -> tuple[float, ...] | None:
+        """The rates when they can be read without a host sync, else None."""
+        return host_rates(self._groups, self.numbers)
+
+    def begin(self) -> float:
+        """The schedule's peak, as it was when this was first asked: what steering measures the user's rate by."""
+        if math.isnan(self.base):
+            self.base = peak_rate(self._groups, self.numbers)
+        return self.base
+
+    def are_zero(self, rates: tuple[float, ...]) -> bool:
+        """Whether a step at these rates goes nowhere; a rule without rates has its own way to go."""
+        return not any(rates) and any(group.get("lr") is not None for group in self._groups)
+
+    def warming(self, rates: tuple[float, ...]) -> str:
+        """Why the rate itself is on its way up, when it is: until it has once reached half of its schedule's peak."""
+        peak, now = peak_rate(self._groups, self.numbers), max(rates, default=0.0)
+        past = now >= 0.5 * peak or now < self._before  # one that falls is past its peak
+        self.full, self._before = self.full or past, now
+        return "" if self.full else f"the rate stands at {now / peak:.0%} of its schedule's peak"
+
+    def overflowed(self) -> bool:
+        """Whether a gradient scaler has told a fused optimizer to leave this step out: there is no step to measure."""
+        found = getattr(self._rule(), "found_inf", None)
+        return found is not None and bool(self.numbers.plain(found))
+
+    def scale(self, factor: float) -> None:
+        """Put a factor on every group's rate."""
+        self.apply(self._groups, factor)
+
+
+REFUSED = {
+    "Rprop": "its step sizes adapt by the sign of the gradient; the rate has no effect after the first step",
+}
+"""A factor on the rate does nothing."""
+
+DECLARED = {
+    "ASGD": "its rate enters one step late: the factor of this step acts in the next one",
+    "Adafactor": "its rate is capped at 1 / sqrt(step): a factor acts only below that cap",
+    "AdamWScheduleFree": "the averaged iterate follows the rate only in part (a factor of 0.5 gives 0.75 of the step)",
+    "SGDScheduleFree": "the averaged iterate follows the rate only in part (a factor of 0.5 gives 0.75 of the step)",
+    "RAdamScheduleFree": "the averaged iterate follows the rate only in part (a factor of 0.5 gives 0.75 of the step)",
+    "Prodigy": "its own estimate of the distance multiplies the rate and answers to what the factor does",
+    "DAdaptAdam": "its own estimate of the distance multiplies the rate and answers to what the factor does",
+    "DAdaptSGD": "its own estimate of the distance multiplies the rate and answers to what the factor does",
+}
+"""A factor on the rate acts, but not in proportion or not at once."""
+
+
+def check_steerable(optimizer: Optimizer) -> str:
+    """Return what must be declared about steering `optimizer`, "" when its step is proportional to its rate.
+
+    Raises:
+        SteeringError: when the rate does not scale the step at all, with what to do.
+    """
+    reason = _refusal(optimizer)
+    name = type(optimizer).__name__
+    if reason:
+        raise SteeringError(f'{name} cannot be steered: {reason}. Use mode="report", or another optimizer')
+    declared = next((DECLARED[kind.__name__] for kind in type(optimizer).__mro__ if kind.__name__ in DECLARED), "")
+    return f"steering {name}: {declared}" if declared else ""
+
+
+def _refusal(optimizer: Optimizer) -> str:
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in REFUSED:
+            return REFUSED[kind.__name__]
+    if any(group.get("line_search_fn") for group in optimizer.param_groups):
+        return "its line search chooses the step's length, whatever the rate"
+    if any(group.get("relative_step") for group in optimizer.param_groups):
+        return "relative_step=True makes it ignore its learning rate"
+    if all(group.get("lr") is None for group in optimizer.param_groups):
+        return "none of its parameter groups has a learning rate"
+    return ""

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tape, Tracked, field_of, recognise
+from topoopt.curvature.parts import Read
 from topoopt.curvature.spectrum import movable
-from topoopt.curvature.warm import Read
 from topoopt.device import HostNumbers, brought_over
 from topoopt.errors import MeasurementError, NotDefinedError
 from topoopt.measurement import SpectralReading
@@ -27,9 +27,6 @@ from topoopt.sharding import is_sharded
 
 AVERAGES = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "row_var", "variance", "exp_avg_sq_row")
 """State of rules whose preconditioner is an average of gradients, which a few steps do not fill."""
-ENOUGH = 4
-"""Products from which a reading is right to some 5 %."""
-FEW = "{} products: a lower bound, by some 10 % at the median where batches differ"
 WARM = 10
 """Steps of a parameter after which its preconditioner counts as warm (at the first, Adam's step is nearly a sign)."""
 WARMING = (
@@ -143,14 +140,12 @@ class Reader:
     def _estimated(
         self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup], read: Read = Tensor.tolist
     ) -> SpectralReading:
-        estimate = tracked.warm(read) or tracked.estimate()
+        estimate = tracked.estimate(read=read)
         field, unknown = self._field(tracked, model, groups)
         group = self._one_group(tracked, model, groups)
         r, notes = estimate.r, (*estimate.notes, *unknown)
         if group is not None and group[1] > r:  # a part of the operator is no larger than the whole
             r, notes = group[1], (*notes, f"r is that of {group[0]} alone, which its own products found to be larger")
-        if estimate.products < ENOUGH and math.isfinite(r):
-            notes = (*notes, FEW.format(estimate.products))
         return SpectralReading(
             r=r,
             edge=estimate.edge,
@@ -177,7 +172,7 @@ class Reader:
         masks: dict[Tensor, Tensor] = {
             parameters[name]: mask for name, mask in group.masks(innermost(model)).items() if name in parameters
         }
-        return group.name, tracked.block(masks, max(2, self._config.reading_products)).r
+        return group.name, tracked.block(masks, max(2, self.tracker.products)).r
 
     def _field(self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup]) -> tuple[float, tuple[str, ...]]:
         """The largest r_field of the groups, or NaN and why it is not known."""

@@ -27,6 +27,13 @@ class Sinks:
     def __bool__(self) -> bool:
         return bool(self._sinks)
 
+    def hear(self, what: str) -> bool:
+        """Whether any sink has the method `what`, or fails when it is asked: told, its fault is noted."""
+        try:
+            return any(callable(getattr(sink, what, None)) for sink in self._sinks)
+        except Exception:
+            return True
+
     def add(self, sink: Sink, run: Run) -> Sink:
         """Add a receiver, and tell it which run it is of.
 

@@ -1,8 +1,7 @@
-"""What is kept: a run's part of a checkpoint, checked whole before any of it is used; and a snapshot of weights to go back to."""
+"""What is kept of a run: which one it is, and its part of a checkpoint, checked whole before any of it is used."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import platform
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 import topoopt
@@ -64,34 +63,14 @@ class State:
     base_lr: float
     steering: dict[str, Any]
     reader: dict[str, Any]
-    run_id: str
+    run: str
+    """Id of the run that it went on from itself: its own is drawn anew each time, and equal runs are to be saved alike."""
     full_rate: bool = False
     """Whether the rate has once been near its schedule's peak: a low one is then no warm-up."""
 
-    @staticmethod
-    def of(
-        *,
-        step: int,
-        phase: Phase,
-        base_lr: float,
-        full_rate: bool,
-        steering: dict[str, Any],
-        reader: dict[str, Any],
-        run: Run,
-    ) -> dict[str, Any]:
-        """As it is saved: equal for equal runs, so without a clock, an id drawn anew, or NaN, which equals nothing."""
-        return _without_nan(
-            {
-                "version": VERSION,
-                "step": step,
-                "phase": phase.value,
-                "base_lr": base_lr,
-                "full_rate": full_rate,
-                "steering": steering,
-                "reader": reader,
-                "run": run.resumed,
-            }
-        )
+    def saved(self) -> dict[str, Any]:
+        """As it is saved: without a clock, and without NaN, which equals nothing."""
+        return _without_nan({"version": VERSION, **vars(self), "phase": self.phase.value})
 
 
 def taken_up(state: Any) -> State:
@@ -174,49 +153,3 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nan(one) for one in value]
     return math.nan if value == NAN and isinstance(value, str) else value
-
-
-class Snapshot:
-    """The weights and the optimizer's state as they stood, in host memory: what a policy goes back to.
-
-    Costs as much host memory as weights and state, from the first `keep` on.
-    """
-
-    def __init__(self, allowed: bool) -> None:
-        self._allowed = allowed
-        self._weights: list[tuple[Tensor, Tensor]] = []
-        self._state: list[tuple[Tensor, dict[str, Any]]] = []
-
-    @torch.no_grad()
-    def keep(self, optimizer: Optimizer) -> None:
-        """Remember what stands now; where it is not allowed nothing happens."""
-        if not self._allowed:
-            return
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
-        self._weights = [(p, p.detach().to("cpu", copy=True)) for p in weights]
-        self._state = [(p, _copied(optimizer.state[p])) for p in weights if p in optimizer.state]
-
-    @torch.no_grad()
-    def back(self, optimizer: Optimizer) -> bool:
-        """Put back what was remembered; returns whether there was anything."""
-        for parameter, value in self._weights:
-            parameter.copy_(value.to(parameter.device))
-        for parameter, state in self._state:
-            held = optimizer.state[parameter]
-            for key, value in state.items():
-                if isinstance(value, Tensor) and isinstance(held.get(key), Tensor):
-                    held[key].copy_(value.to(held[key].device))
-                else:
-                    held[key] = copy.deepcopy(value)
-        return bool(self._weights)
-
-    def forget(self) -> None:
-        """Let go of it."""
-        self._weights, self._state = [], []
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-        for key, value in state.items()
-    }
