@@ -120,6 +120,7 @@ def noticed(path: Path, tree: ast.Module, tests: list[str]) -> bool:
     if not child:
         import pytest
 
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(LIMIT)  # ends the fork: a mutant that hangs is noticed
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
@@ -142,23 +143,25 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for room in asked.room or ROOMS:
         files, tests = ROOMS[room]
         found = [path for pattern in files for path in sorted((ROOT / "topoopt").glob(pattern))]
         every = [(path, i) for path in found for i, _ in enumerate(places(ast.parse(path.read_text(encoding="utf-8"))))]
         drawn = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
-        killed = 0
-        for path, i in sorted(drawn):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            node: Any = list(places(tree))[i]
-            what = change(node)
-            if noticed(path, tree, tests):
-                killed += 1
-            else:
-                print(f"{path.relative_to(ROOT)}:{node.lineno}: {what} survives", flush=True)
-        print(
-            f"{room}: {killed} of {len(drawn)} noticed ({killed / len(drawn):.0%}), of {len(every)} places", flush=True
-        )
+        killed = tried = 0
+        try:
+            for path, i in drawn:
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                node: Any = list(places(tree))[i]
+                what = change(node)
+                seen = noticed(path, tree, tests)
+                tried, killed = tried + 1, killed + seen
+                if not seen:
+                    print(f"{path.relative_to(ROOT)}:{node.lineno}: {what} survives", flush=True)
+        finally:  # told to stop, it says how far it has come
+            share = f"{killed / max(1, tried):.0%}"
+            print(f"{room}: {killed} of {tried} noticed ({share}), of {len(every)} places", flush=True)
     return 0
 
 

@@ -114,6 +114,8 @@ def test_unknown_has_a_reason() -> None:
 def test_a_phase_is_left_five_per_cent_below_its_threshold() -> None:
     """As docs/concepts.md says it."""
     assert plain(0.951, previous=Phase.PERMISSIVE) is Phase.PERMISSIVE
+    assert any("hysteresis" in note for note in of(0.951, previous=Phase.PERMISSIVE).notes)
+    assert any("hysteresis" in note for note in of(1.951, previous=Phase.SIMPLIFICATION).notes)
     assert plain(0.949, previous=Phase.PERMISSIVE) is Phase.CONSTRAINED
     assert of(1.5).skipped == {}
 
