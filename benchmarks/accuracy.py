@@ -3,7 +3,7 @@
 Small networks on the digits and on text made here, SGD with momentum and AdamW, a new batch each step; a reading every tenth
 step, compared every twentieth from the tenth on.
 
-    python benchmarks/accuracy.py [--products 1,2,3,4] [--models mlp,cnn,gru,gpt,bert] [--steps 101]
+    python benchmarks/accuracy.py [--products auto,1,2,3,4] [--models mlp,cnn,gru,gpt,bert] [--steps 101]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ RULES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def errors(model_name: str, rule: str, products: int, steps: int) -> tuple[list[float], str]:
-    """Relative errors of the readings of one run, and how their products were taken."""
+def errors(model_name: str, rule: str, products: int | Literal["auto"], steps: int) -> tuple[list[float], float, str]:
+    """Relative errors of the readings of one run, products of a reading, and how they were taken."""
     torch.manual_seed(0)
     model, loss = MODELS[model_name]()
     optimizer: Any = TopoOptimizer(
@@ -98,7 +98,7 @@ def errors(model_name: str, rule: str, products: int, steps: int) -> tuple[list[
         per_group=False,
         reading_products=products,
     )
-    reader, found, engine = optimizer.topo.reader, [], ""
+    reader, found, spent, engine = optimizer.topo.reader, [], [], ""
     by_tape = reader._by_tape
 
     def compared(tape: Any, *rest: Any) -> Any:
@@ -110,6 +110,7 @@ def errors(model_name: str, rule: str, products: int, steps: int) -> tuple[list[
             with torch.enable_grad():
                 found.append(reading.r / oracle.taped(tape).estimate().r - 1)
             engine = reading.engine
+            spent.append(reading.products)
         return reading
 
     reader._by_tape = compared
@@ -120,27 +121,29 @@ def errors(model_name: str, rule: str, products: int, steps: int) -> tuple[list[
         loss(model, batch).backward()
         optimizer.step()
     optimizer.detach()
-    return found, engine
+    return found, sum(spent) / len(spent), engine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--products", default="1,2,3,4")
+    parser.add_argument("--products", default="auto,1,2,3,4")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--steps", type=int, default=101)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    print("| products | model | rule | median error | worst | median, signed | by |\n|--:|---|---|--:|--:|--:|---|")
-    for products in map(int, given.products.split(",")):
+    print("| products | of them a reading | model | rule | median error | worst | median, signed | by |")
+    print("|--:|--:|---|---|--:|--:|--:|---|")
+    for asked in given.products.split(","):
+        products = "auto" if asked == "auto" else int(asked)
         for model in given.models.split(","):
             for rule in RULES:
-                found, engine = errors(model, rule, products, given.steps)
+                found, spent, engine = errors(model, rule, products, given.steps)
                 sizes = [abs(e) for e in found]
                 row = {"products": products, "model": model, "rule": rule, "errors": [round(e, 4) for e in found]}
-                rows.append(row | {"engine": engine})
+                rows.append(row | {"spent": round(spent, 2), "engine": engine})
                 print(
-                    f"| {products} | {model} | {rule} | {median(sizes):.1%} | {max(sizes):.1%} | {median(found):+.1%} | {engine} |",
+                    f"| {products} | {spent:.1f} | {model} | {rule} | {median(sizes):.1%} | {max(sizes):.1%} | {median(found):+.1%} | {engine} |",
                     flush=True,
                 )
     RESULTS.write_text(json.dumps({"torch": torch.__version__, "steps": given.steps, "rows": rows}, indent=0))
