@@ -72,6 +72,27 @@ bench: $(VENV)/.stamp-dev  ## every benchmark, one after the other; each prints 
 examples: $(VENV)/.stamp-dev  ## run the examples
 	@for file in examples/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+# -- robustness: each prints its account; `make test` runs small ones of the first three ------------------------------
+
+.PHONY: faults soak fuzz mutants coverage
+ALONE := OMP_NUM_THREADS=1 $(BIN)/python
+
+faults: $(VENV)/.stamp-dev  ## inject every fault of docs/faults.md and print the table (ARGS=--write: into the page)
+	$(ALONE) tests/faults/fault_table.py $(ARGS)
+
+soak: $(VENV)/.stamp-dev  ## 10,000 steps under random faults, beside the bare run (ARGS=STEPS)
+	PYTHONPATH=tests/faults $(ALONE) tests/faults/soak.py $(ARGS)
+
+fuzz: $(VENV)/.stamp-dev  ## records, states, configs and policies of others: 5,000 each (ARGS="--atheris record" by atheris)
+	PYTHONPATH=tests/faults $(ALONE) tests/faults/fuzz.py $(ARGS)
+
+mutants: $(VENV)/.stamp-dev  ## mutation testing of the core's decisions (ARGS="--room control --count 40")
+	$(ALONE) tests/mutants.py $(ARGS)
+
+coverage: $(VENV)/.stamp-dev  ## branch coverage of the core by its own tests
+	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(CORE) $(ARGS)
+CORE := $(addprefix tests/,config control curvature geometry homology neurons optimizer verdict faults)
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 docs: $(VENV)/.stamp-dev  ## the documentation in site/, any warning an error

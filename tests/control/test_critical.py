@@ -108,6 +108,26 @@ def test_unknown_has_a_reason() -> None:
     assert math.isnan(found.proximity)
     assert math.isnan(found.eta_star[0])
     assert "no forward was seen" in found.skipped["phase"]
+    assert set(found.skipped) == {"phase"}
+
+
+def test_a_phase_is_left_five_per_cent_below_its_threshold() -> None:
+    """As docs/concepts.md says it."""
+    assert plain(0.951, previous=Phase.PERMISSIVE) is Phase.PERMISSIVE
+    assert any("hysteresis" in note for note in of(0.951, previous=Phase.PERMISSIVE).notes)
+    assert any("hysteresis" in note for note in of(1.951, previous=Phase.SIMPLIFICATION).notes)
+    assert plain(0.949, previous=Phase.PERMISSIVE) is Phase.CONSTRAINED
+    assert of(1.5).skipped == {}
+
+
+def test_at_least_permissive_begins_at_one() -> None:
+    for r_pair, said in ((1.0, True), (math.nextafter(1, 0), False)):
+        notes = of(NAN, r_pair, reason="no backward").notes
+        assert any("at least permissive" in note for note in notes) == said
+
+
+def test_an_unknown_phase_is_held_by_nothing() -> None:
+    assert not any("hysteresis" in note for note in of(NAN, previous=Phase.PERMISSIVE).notes)
 
 
 @pytest.mark.parametrize(

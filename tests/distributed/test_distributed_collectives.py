@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import threading
+
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from topoopt import TopoOptimizer
 from topoopt.curvature import proximity
 from topoopt.parallel import Ranks
 from topoopt.sharding import full
@@ -83,6 +89,65 @@ def choose(rank, world):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = proximity(optimizer, loss, model=wrapped, reduce=Ranks(wrapped).reducer())
     return found.engine, found.r
+
+
+def settle(rank, world):
+    """Rank 1's loss alone draws from numpy's generator, beside a thread that might have; counts of the loss's collectives."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    x = torch.randn(6, 3)
+    stop, evaluations = threading.Event(), [0]
+    threading.Thread(target=stop.wait, daemon=True).start()
+    np.random.seed(rank)  # noqa: NPY002 -- the legacy generator, as users draw from it
+
+    def loss():
+        evaluations[0] += 1
+        together = torch.ones(())
+        dist.all_reduce(together)  # stands or falls with both ranks evaluating equally often
+        noise = float(np.random.rand()) if rank == 1 else 0.5  # noqa: NPY002
+        return (model(x) * (1 + noise)).square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = proximity(optimizer, loss, model=wrapped, reduce=Ranks(wrapped).reducer())
+    stop.set()
+    held = [note for note in found.notes if "generator" in note]
+    return found.r, held, evaluations[0]
+
+
+def test_what_one_rank_must_hold_all_hold(launch):
+    (r, held, evaluations), second = launch(settle, 2)
+    assert (r, held, evaluations) == second
+    assert math.isfinite(r)
+    assert len(held) == 1
+
+
+def budgeted(rank, world, steps):
+    """Under a budget of time, on ranks whose clocks differ: the second's stands still, and it could afford nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    x, y = torch.randn(64, 3)[rank::world], torch.randn(64, 2)[rank::world]
+    topo = TopoOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), wrapped, every=10, budget=0.2, homology=0)
+    passed, measured = [0], []
+    topo.topo.cadence._clock = lambda: 0.0 if rank else float(passed[0])
+    for step in range(steps):
+        topo.zero_grad()
+        (wrapped(x) - y).square().mean().backward()
+        topo.step()
+        passed[0] += 1
+        measured += [step] if topo.measured else []
+    readings = [(reading.step, reading.r) for reading in topo.readings]
+    topo.detach()
+    return readings, measured
+
+
+def test_ranks_agree_on_what_a_budget_allows(launch):
+    first, second = launch(budgeted, 2, 60)
+    assert first == second
+    readings, measured = first
+    assert len(readings) > 20
+    assert len(measured) > 2
 
 
 def test_ranks_take_the_same_engine(launch):

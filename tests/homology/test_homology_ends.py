@@ -22,9 +22,10 @@ PROGRAM = """
 import os, signal, sys, threading, time, torch
 from topoopt.geometry import distances
 from topoopt.homology import HomologyWorker
+{first}
 worker = HomologyWorker(backend="{backend}")
 worker.submit("a", 7, points=torch.randn({n}, 20))
-while worker._rips._process is None or not worker._running: time.sleep(0.01)
+while worker._rips._process is None: time.sleep(0.01)
 print(worker._rips._process.pid, flush=True)
 {rest}
 """
@@ -36,8 +37,19 @@ def cloud(n: int, d: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def program(backend: str, rest: str, n: int = LARGE) -> list[str]:
-    return [sys.executable, "-c", PROGRAM.format(backend=backend, n=n, rest=rest)]
+def program(backend: str, rest: str, n: int = LARGE, first: str = "") -> list[str]:
+    return [sys.executable, "-c", PROGRAM.format(backend=backend, n=n, rest=rest, first=first)]
+
+
+def job_of(worker: HomologyWorker) -> int:
+    """The process that computes, once there is one: it is seen at work, however fast or slow the machine is."""
+    while worker._rips._process is None:
+        time.sleep(0.001)
+    pid = worker._rips._process.pid
+    children = f"/proc/{pid}/task/{pid}/children"
+    while not (jobs := open(children).read().split()):  # noqa: SIM115 -- looked at over and over
+        time.sleep(0.001)
+    return int(jobs[0])
 
 
 def group_is_gone(pid: int, patience: float = 20.0) -> bool:
@@ -76,14 +88,13 @@ def test_nothing_outlives_a_program_that_is_killed(backend, ending):
     assert gone
 
 
+@linux
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_job_ends_with_the_process_that_watches_it(backend):
     worker = HomologyWorker(backend=backend)
     worker.submit("a", 1, points=cloud(LARGE, 20))
-    while worker._rips._process is None or not worker._running:
-        time.sleep(0.01)
+    job_of(worker)
     process = worker._rips._process
-    time.sleep(0.5)
     (lost,) = worker.close()
     assert (lost.group, lost.step, lost.persistence) == ("a", 1, None)
     assert "given up" in lost.error
@@ -91,8 +102,18 @@ def test_the_job_ends_with_the_process_that_watches_it(backend):
     assert worker.pending == []
 
 
+HELD = """
+from topoopt.homology.process import ProcessRips
+go, real = threading.Event(), ProcessRips.__call__
+def held(rips, *job):
+    rips._running()  # the process is there
+    go.wait()  # and the job is under way for as long as it must be
+    return real(rips, *job)
+ProcessRips.__call__ = held
+"""
 FORK = """
 def child():
+    go.set()
     lost = worker.collect(wait=True)
     worker.submit("b", 1, points=torch.randn(20, 3))
     (mine,) = worker.collect(wait=True)
@@ -101,6 +122,7 @@ read, write = os.pipe()
 if not os.fork():
     os.write(write, repr(child()).encode()); sys.exit(0)  # with all that the end of an interpreter does
 os.close(write); print(os.read(read, 10000).decode()); os.wait()
+go.set()
 (done,) = worker.collect(wait=True)
 print(done.error or "fine", worker.restarts)
 """
@@ -108,7 +130,7 @@ print(done.error or "fine", worker.restarts)
 
 def test_a_fork_of_the_program_has_a_worker_of_its_own():
     """It does not wait for a thread that it has not got, and neither uses nor ends its parent's process."""
-    command = program("redzed", FORK, 1200)
+    command = program("redzed", FORK, 100, HELD)
     done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", timeout=60, check=False)
     assert done.stdout.count("\n") == 3, (done.stdout, done.stderr)
     pid, told, parent = done.stdout.splitlines()
@@ -124,9 +146,13 @@ def test_ctrl_c_while_waiting():
     worker = HomologyWorker(backend="ripser")
     worker.submit("a", 1, points=cloud(LARGE, 20))
     worker.submit("b", 2, points=cloud(10))
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait() -> None:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         worker.collect(wait=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     assert worker.pending == [("a", 1), ("b", 2)]
     lost = worker.close()
     assert [(one.group, one.step, bool(one.error)) for one in lost] == [("a", 1, True), ("b", 2, True)]
@@ -146,12 +172,7 @@ def test_close_hands_over_what_was_done():
 def test_a_backend_that_crashes_costs_its_job_alone():
     worker = HomologyWorker(backend="ripser")
     worker.submit("a", 1, points=cloud(LARGE, 20))
-    while worker._rips._process is None:
-        time.sleep(0.01)
-    children = f"/proc/{worker._rips._process.pid}/task/{worker._rips._process.pid}/children"
-    while not (jobs := open(children).read().split()):  # noqa: SIM115 -- looked at over and over
-        time.sleep(0.02)
-    os.kill(int(jobs[0]), signal.SIGSEGV)
+    os.kill(job_of(worker), signal.SIGSEGV)
     worker.submit("b", 2, points=cloud(10))
     crashed, done = worker.collect(wait=True)
     assert "the back-end died (-11)" in crashed.error
@@ -180,7 +201,7 @@ class TestWhatWaits:
 
     @pytest.fixture(autouse=True)
     def nothing_is_served(self, monkeypatch):
-        monkeypatch.setattr(HomologyWorker, "_start", lambda worker: None)
+        monkeypatch.setattr(HomologyWorker, "_start", lambda worker: True)
 
     @pytest.mark.parametrize("given", ["distances", "points"])
     def test_landmarks_are_cut_before(self, given):

@@ -67,10 +67,9 @@ def test_a_stuck_tracker_costs_the_run_nothing_and_drops_the_oldest(make):
     sink(make(0))
     while sink._waiting:  # step 0 is in the tracker's hands
         time.sleep(0.001)
-    began = time.perf_counter()
     for step in range(1, 11):
         sink(make(step))
-    assert time.perf_counter() - began < 0.5
+    assert sink.seen == []  # the tracker has not come back yet: nobody has waited for it
     assert sink.dropped == 7
     sink.go.set()
     sink.close()
@@ -81,10 +80,10 @@ def test_close_gives_up_after_its_patience(make, caplog):
     sink = Tracker(patience=0.2)
     sink(make(0))
     sink(make(1))
-    began = time.perf_counter()
     with caplog.at_level(logging.WARNING, "topoopt"):
         sink.close()
-    assert 0.1 < time.perf_counter() - began < 2
+    assert not sink.go.is_set()  # it has not waited for the tracker
+    assert sink.seen == []
     assert sink.dropped == 1
     assert "left behind" in caplog.text
     sink(make(2))  # the tracker still hangs: nothing is waited for, nothing piles up

@@ -332,7 +332,8 @@ def test_a_spread_is_even_and_has_both_ends(count: int, most: int) -> None:
     assert picked == sorted(set(picked))
     if count and most > 1:
         assert {0, count - 1} <= set(picked)
-        assert np.ptp(np.diff(picked)) <= 1 if len(picked) > 1 else True
+        assert len(picked) == 1 or np.ptp(np.diff(picked)) <= 1
+        assert (len(picked) == 1) == (count == 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "3", None, [1], 2**60])

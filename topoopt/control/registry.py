@@ -74,7 +74,9 @@ def policy_from_dict(data: dict[str, Any]) -> Policy:
         if kind is Schedule:
             return Schedule({start: policy_from_dict(inner) for start, inner in rest["phases"]})
         return kind(**{key: policy_from_dict(v) if _is_policy(v) else v for key, v in rest.items()})
-    except (TypeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except (TypeError, KeyError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"policy {name!r} cannot be made from {rest}: {error}") from error
 
 

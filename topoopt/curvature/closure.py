@@ -82,14 +82,15 @@ class Closure:
                         stack.enter_context(module.no_sync())  # type: ignore[operator]
             yield
 
-    def settle(self) -> None:
+    def settle(self, anywhere: Callable[[bool], bool] = bool) -> None:
         """Find out, once, whether two evaluations at the same weights are the same; hold what makes them differ.
 
-        Costs two forwards where Python's or numpy's generators moved and other threads run, else nothing.
+        Costs two forwards where Python's or numpy's generators moved and other threads run, else nothing. `anywhere` says
+        whether a flag is set on any rank: all of them evaluate, and hold, or none, since an evaluation may hold collectives.
         """
-        if self._foreign.held or not self._foreign.moved:
+        if not anywhere(self._foreign.moved and not self._foreign.held):
             return
-        if self.differs() > SAME:
+        if anywhere(self.differs() > SAME):
             self._foreign.hold()
             self.notes = (
                 *self.notes,

@@ -78,11 +78,11 @@ def _translate(spectrum: Spectrum, indices: Tensor, parameters: Sequence[Tensor]
         total += p.numel()
     if parameters is None:
         return indices
-    table = torch.full((sum(p.numel() for p in parameters),), total, dtype=torch.int64)
+    table = torch.full((sum(p.numel() for p in parameters),), total, dtype=torch.int64, device="cpu")
     start = 0
     for p in parameters:
         if id(p) in own:
-            table[start : start + p.numel()] = torch.arange(p.numel()) + own[id(p)]
+            table[start : start + p.numel()] = torch.arange(p.numel(), device="cpu") + own[id(p)]
         start += p.numel()
     return table[indices.cpu()]
 
@@ -100,16 +100,16 @@ def _apply(spectrum: Spectrum, places: Tensor, values: Tensor) -> Tensor:
 
 def _rank(spectrum: Spectrum, places: Tensor) -> list[int]:
     generator = torch.Generator().manual_seed(0)
-    size = torch.zeros(places.shape[0])
+    size = torch.zeros(places.shape[0], device="cpu")
     for _ in range(PROBES):
-        signs = torch.randint(0, 2, places.shape, generator=generator).float() * 2 - 1
+        signs = torch.randint(0, 2, places.shape, generator=generator, device="cpu").float() * 2 - 1
         size += _apply(spectrum, places, signs).float().square().sum(1).cpu()
     return size.argsort(descending=True).tolist()
 
 
 def _norm(spectrum: Spectrum, places: Tensor) -> float:
     """Spectral radius of one block (its norm, where the form is symmetric)."""
-    start = torch.randn(places.shape[0], generator=torch.Generator().manual_seed(1)).to(
+    start = torch.randn(places.shape[0], generator=torch.Generator().manual_seed(1), device="cpu").to(
         spectrum.layout.parameters[0].device, spectrum.layout.dtype
     )
     run = lanczos if spectrum.symmetric else arnoldi

@@ -183,7 +183,7 @@ class FiniteDifferences(Engine):
     @torch.no_grad()
     def moved(self, vectors: Sequence[Tensor], step: float | Tensor) -> list[Tensor]:
         """The weights shifted by step * vectors: tensors of their own."""
-        size = torch.as_tensor(step)
+        size = step if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
         return [p.detach() + size.to(p) * v.to(p.dtype) for p, v in zip(self._parameters, vectors)]
 
     def product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -221,7 +221,7 @@ class ThroughGrad(FiniteDifferences):
 def _length(vectors: Sequence[Tensor]) -> Tensor:
     """The norm, never 0, on the device: no host read where nothing is sharded."""
     if any(is_sharded(v) for v in vectors):
-        return torch.tensor(max(total_norm(vectors), 1e-30))
+        return torch.tensor(max(total_norm(vectors), 1e-30), device="cpu")
     return get_total_norm(list(vectors)).clamp_min(1e-30)
 
 

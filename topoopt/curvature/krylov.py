@@ -86,11 +86,11 @@ class _Model:
         self._basis = vectors.new_empty(self._size + steps, vectors.shape[1])
         self._basis[: self._size] = vectors
         values = start.values if isinstance(start, Memory) else (0.0,)
-        self._matrix = torch.diag(torch.tensor(values, dtype=torch.float64))
+        self._matrix = torch.diag(torch.tensor(values, dtype=torch.float64, device="cpu"))
         self._remembers = isinstance(start, Memory)
-        self._tried = torch.zeros(0, self._size, dtype=torch.float64)
+        self._tried = torch.zeros(0, self._size, dtype=torch.float64, device="cpu")
         """Unit coefficient vectors, a row each, orthogonal to each other."""
-        self._images = torch.zeros(0, self._size, dtype=torch.float64)
+        self._images = torch.zeros(0, self._size, dtype=torch.float64, device="cpu")
         """The operator's products with them."""
 
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class _Model:
         hosts = wide(torch.cat(images)).cpu().double().split([k + 2 for k in range(steps)])
         for k, host in enumerate(hosts):
             known = self._size
-            direction = torch.eye(known, dtype=torch.float64)[k]
+            direction = torch.eye(known, dtype=torch.float64, device="cpu")[k]
             if not math.isfinite(float(host.norm())):
                 return self._basis[k]
             self._take(direction, host)
@@ -157,7 +157,7 @@ class _Model:
             image = image[:-1]
         self._tried = torch.cat([self._tried, direction[None]])
         self._images = torch.cat([self._images, image[None]])
-        rest = torch.eye(self._size, dtype=torch.float64) - torch.outer(direction, direction)
+        rest = torch.eye(self._size, dtype=torch.float64, device="cpu") - torch.outer(direction, direction)
         across = torch.outer(direction, image)
         own = float(direction @ image) * torch.outer(direction, direction)
         self._matrix = rest @ self._matrix @ rest + across + across.T - own
@@ -173,7 +173,7 @@ class _Model:
         return torch.cat([first + second, length[None]]), beyond
 
     def _doubt(self, direction: Tensor, image: Tensor) -> None:
-        expected = torch.cat([self._matrix @ direction, torch.zeros(1, dtype=torch.float64)])
+        expected = torch.cat([self._matrix @ direction, torch.zeros(1, dtype=torch.float64, device="cpu")])
         if float((image - expected).norm()) > TRUST * float(image.norm()):
             self._matrix = torch.zeros_like(self._matrix)
 
@@ -241,7 +241,7 @@ def arnoldi(operator: Operator, start: Tensor, steps: int, dot: Dot = torch.matm
         columns.append(column)
         basis.append(following(w, column[-1], torch.cat(columns)))
     hosts = wide(torch.cat(columns)).cpu().double().split([len(column) for column in columns])
-    hessenberg = torch.zeros(steps, steps, dtype=torch.float64)
+    hessenberg = torch.zeros(steps, steps, dtype=torch.float64, device="cpu")
     size, end = max(float(host.abs().max()) for host in hosts), steps
     if not all(bool(host.isfinite().all()) for host in hosts):
         return Ends(math.nan, math.nan, Memory(basis[0][None], (math.nan,)))

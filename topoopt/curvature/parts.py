@@ -333,8 +333,8 @@ def _model(own: Sequence[float], beyond: Sequence[float]) -> tuple[float, float,
     ends = [k for k, b in enumerate(beyond) if b <= BREAKDOWN * max(map(abs, own[: k + 1]))]
     tried = ends[0] + 1 if ends else len(own)  # beyond it all is rounding
     size = tried if ends else tried + 1
-    model = torch.zeros(size, size, dtype=torch.float64)
-    model[range(tried), range(tried)] = torch.tensor(own[:tried], dtype=torch.float64)
+    model = torch.zeros(size, size, dtype=torch.float64, device="cpu")
+    model[range(tried), range(tried)] = torch.tensor(own[:tried], dtype=torch.float64, device="cpu")
     for i in range(size - 1):
         model[i, i + 1] = model[i + 1, i] = beyond[i]
     values, vectors = torch.linalg.eigh(model)

@@ -262,7 +262,7 @@ def spectrum_of(
         opened_engine.known_rounding = rounding
     settle = getattr(source, "settle", None)
     if settle is not None:
-        settle()
+        settle(getattr(reduce, "any", bool))
     notes = (
         []
         if own

@@ -602,13 +602,17 @@ def _nothing_to_do() -> Any:
     return nothing
 
 
+_DDP = nn.parallel.DistributedDataParallel.forward.__code__.co_filename
+
+
 def called_through(own: nn.Module) -> nn.Module | None:
     """The data-parallel wrapper among the callers of the model, where it is called by one."""
     frame: Any = sys._getframe(3)
     for _ in range(16):
         if frame is None:
             return None
-        owner = frame.f_locals.get("self")
+        # The locals of the user's own frames are not looked at: before Python 3.13 that holds on to them until they end.
+        owner = frame.f_locals.get("self") if frame.f_code.co_filename == _DDP else None
         if isinstance(owner, nn.parallel.DistributedDataParallel) and innermost(owner) is own:
             return owner
         frame = frame.f_back

@@ -43,7 +43,7 @@ CHECK = 10
 """Every so many readings the step is also replayed at the weights themselves, where it must give the gradient in `.grad`."""
 SUDDEN = 3.0
 """A warm reading that exceeds the last one by this factor is taken again in full."""
-NOTHING = Memory(torch.zeros(0, 0), ())
+NOTHING = Memory(torch.zeros(0, 0, device="cpu"), ())
 """The memory of a reading by parts stays with the tracker."""
 MANY = 24
 """More products than so many ask for a basis that is held as it is, and is made orthogonal again."""
@@ -131,6 +131,8 @@ class SpectralTracker:
         self._compact = compact
         self._memory: Remembered | None = None
         self._count = 0
+        self._types: list[torch.dtype] = []
+        """Of the weights that the memory is of: a model may change them."""
         self._rounding: Tensor | None = None
         self._globally = False
         self._drowning: Rounding | None = None
@@ -258,8 +260,9 @@ class SpectralTracker:
         return operator
 
     def _is_cold(self, step: Step) -> bool:
-        memory = self._memory
-        return memory is None or memory.size != step.layout.size or self._count % RESTART == 0
+        memory, types = self._memory, [p.dtype for p in step.layout.parameters]
+        others = memory is None or memory.size != step.layout.size or types != self._types
+        return others or self._count % RESTART == 0
 
     def _estimate(self, tracked: Tracked, products: int | None, read: Read) -> SpectralEstimate:
         step, operator = tracked.step, tracked.operator
@@ -289,6 +292,7 @@ class SpectralTracker:
     ) -> SpectralEstimate:
         """An estimate by parts, remembered."""
         self._count += 1
+        self._types = [p.dtype for p in step.layout.parameters]
         known = found.r == found.r
         direction = found.direction.coarse() if self._compact else found.direction
         self._memory, self._last = (Remembered(direction, found.r), found.r) if known else (None, 0.0)
@@ -417,9 +421,15 @@ class SpectralTracker:
         return {"engine": self._engine, "count": self._count, "moving": sorted(self.moving)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values; the next reading starts cold."""
-        self._engine, self._count, self._memory = str(state["engine"]), int(state["count"]), None
-        self.moving = set(state.get("moving", ()))
+        """Continue from `state_dict`'s values; the next reading starts cold.
+
+        Raises:
+            ValueError: for an engine that is not known, or a count or names that are none; nothing has been taken up then.
+        """
+        engine, count, moving = state["engine"], int(state["count"]), set(state.get("moving", ()))
+        if engine not in ("auto", *ENGINES) or count < 0 or not all(isinstance(name, str) for name in moving):
+            raise ValueError(f"engine {str(engine)[:80]!r}, count {str(count)[:80]} or what moved is not possible")
+        self._engine, self._count, self._memory, self.moving = engine, count, None, moving
 
 
 def _kinks(step: Step) -> tuple[str, ...]:

@@ -185,8 +185,8 @@ def behaviour(optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Seq
     generator = torch.Generator().manual_seed(0)
     other, chosen = [], []
     for g in gradient:
-        sizes = 10 ** (2 * torch.rand(g.shape, generator=generator))  # enough to turn an average over
-        flips = torch.randint(0, 2, g.shape, generator=generator) * 2 - 1
+        sizes = 10 ** (2 * torch.rand(g.shape, generator=generator, device="cpu"))  # enough to turn an average over
+        flips = torch.randint(0, 2, g.shape, generator=generator, device="cpu") * 2 - 1
         other.append(g * _as(g, (sizes * flips).to(g.dtype)))
         chosen.append(_as(g, _half(g.shape, generator)))
     mixed = [torch.where(c, o, g) for c, o, g in zip(chosen, other, gradient)]
@@ -202,8 +202,12 @@ def behaviour(optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Seq
 def _half(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """A random half of the entries, never none and never all where there are two: what is not mixed shows no coupling."""
     count = shape.numel()
-    order = torch.randperm(count, generator=generator)
-    return (order < max(1, count // 2)).view(shape) if count > 1 else torch.rand(shape, generator=generator) < 0.5
+    order = torch.randperm(count, generator=generator, device="cpu")
+    return (
+        (order < max(1, count // 2)).view(shape)
+        if count > 1
+        else torch.rand(shape, generator=generator, device="cpu") < 0.5
+    )
 
 
 def _as(gradient: Tensor, values: Tensor) -> Tensor:
@@ -214,7 +218,9 @@ def _as(gradient: Tensor, values: Tensor) -> Tensor:
 def _one_length(changes: Sequence[Tensor]) -> bool:
     sizes = [sharding.full(change.detach()).abs().flatten() for change in changes]
     sizes = [size[size > 1e-3 * size.max()] for size in sizes if size.numel()]
-    lengths = torch.cat([(size / size.median()).double() for size in sizes if len(size) > 1] or [torch.ones(0)])
+    lengths = torch.cat(
+        [(size / size.median()).double() for size in sizes if len(size) > 1] or [torch.ones(0, device="cpu")]
+    )
     return len(lengths) >= ENOUGH and float(((lengths - 1).abs() < 0.01).double().mean()) > 0.95
 
 

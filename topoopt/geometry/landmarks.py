@@ -49,7 +49,7 @@ def farthest_first(cloud: Tensor, k: int, *, seed: int = 0, are_distances: bool)
     n = cloud.shape[0]
     if k >= n:
         return torch.arange(n, device=cloud.device), cloud.new_zeros(())
-    first = torch.randint(n, (1,), generator=torch.Generator().manual_seed(seed)).to(cloud.device)
+    first = torch.randint(n, (1,), generator=torch.Generator().manual_seed(seed), device="cpu").to(cloud.device)
     chosen, nearest = [first], _row(cloud, first, are_distances)
     for _ in range(k - 1):
         chosen.append(nearest.argmax(dim=0, keepdim=True))

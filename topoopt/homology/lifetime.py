@@ -26,13 +26,18 @@ _registered = False
 
 def register(worker: HomologyWorker) -> None:
     """Have a worker closed at the end of the program, and begun anew in each fork."""
+    register_exit()
+    _workers.add(worker)
+
+
+def register_exit() -> None:
+    """Take the place among what is done at the end of the program; what must come before is registered after it."""
     global _registered
     if not _registered:
         _registered = True
         atexit.register(_end_all)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_fork_all)
-    _workers.add(worker)
 
 
 def _end_all() -> None:

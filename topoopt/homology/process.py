@@ -61,7 +61,7 @@ class ProcessRips:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,  # no buffer that a fork of the program could write out a second time
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_module_path())},
                 start_new_session=True,  # Ctrl-C is for the training
             )
             self._end = weakref.finalize(self, _end, self._process, os.getpid())
@@ -81,6 +81,11 @@ class ProcessRips:
             for stream in (self._process.stdin, self._process.stdout):
                 _pipe(stream).close()
         self._end = self._process = None
+
+
+def _module_path() -> list[str]:
+    """`sys.path` without what is no place: notebooks put paths there that are no strings, and Python passes over them."""
+    return [str(place) for place in sys.path if isinstance(place, str | os.PathLike) and str(place)]
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

@@ -27,6 +27,7 @@ CAPACITY = 64
 MAX_BYTES = 256 << 20
 """Bytes of distances that may wait."""
 GIVEN_UP = "given up: the worker was closed before it was done"
+DROPPED = "dropped: "
 FORKED = "it belongs to the process that this one was forked from"
 
 logger = logging.getLogger("topoopt")
@@ -153,7 +154,8 @@ class HomologyWorker:
             self._replace_if_hung()
             self._waiting.append(_Job(group, step, sample, Ready(sample.distances)))
             self._drop()
-            self._start()
+            if not self._start():
+                self._finish(self._waiting.pop().failed("no thread could be started for it"))
 
     def _drop(self) -> None:
         bytes_waiting = self.waiting_bytes
@@ -162,7 +164,7 @@ class HomologyWorker:
             oldest = self._waiting.popleft()
             bytes_waiting -= oldest.sample.nbytes
             limit = f"{self._capacity} newer jobs were" if many else f"more than {self._max_bytes >> 20} MiB were"
-            self._finish(oldest.failed(f"dropped: {limit} waiting"))
+            self._finish(oldest.failed(f"{DROPPED}{limit} waiting"))
 
     def collect(self, wait: bool = False, timeout: float | None = None) -> list[Finished]:
         """Return what has finished since the last call; with `wait` until nothing is left or `timeout` seconds passed."""
@@ -208,13 +210,20 @@ class HomologyWorker:
                 result.error,
             )
 
-    def _start(self) -> None:
-        if self._serving is None:
-            self._serving = object()
-            arguments = (self._serving, self._rips)
-            thread = threading.Thread(target=self._serve, args=arguments, name="topoopt-homology", daemon=True)
+    def _start(self) -> bool:
+        """Have the jobs served; False where the system has no more threads."""
+        if self._serving is not None:
+            return True
+        self._serving = object()
+        arguments = (self._serving, self._rips)
+        thread = threading.Thread(target=self._serve, args=arguments, name="topoopt-homology", daemon=True)
+        try:
             thread.start()
-            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        except RuntimeError:
+            self._serving = None
+            return False
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        return True
 
     def _serve(self, me: object, rips: ProcessRips) -> None:
         lifetime.give_way()

@@ -7,11 +7,13 @@ hands it on. What the tracker cannot keep up with is dropped, the oldest first, 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from topoopt.errors import TopoError
 from topoopt.measurement import Measurement, SpectralReading
 from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
@@ -55,6 +57,7 @@ class BackgroundSink:
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
 
     # -- what a tracker does -----------------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class BackgroundSink:
         self._put("deliver_end", -1, summary)
 
     def _put(self, how: str, step: int, *what: Any) -> None:
+        self._refuse_a_fork()
         with self._changed:
             if self._closing and not self._reopened():
                 self.dropped += how in VALUES
@@ -114,9 +118,15 @@ class BackgroundSink:
             self._waiting[how, step] = what
             self._drop_oldest()
             if self._thread is None and how in VALUES:
-                self._thread = threading.Thread(target=self._work, name=f"topoopt-{type(self).__name__}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=f"topoopt-{type(self).__name__}", daemon=True)
+                thread.start()
+                self._thread = thread  # one that could not be started is none: the next value tries again
             self._changed.notify()
+
+    def _refuse_a_fork(self) -> None:
+        """A fork of the program has neither the thread nor, it may be, the lock; and what it says is not of this run."""
+        if os.getpid() != self._process:
+            raise TopoError(f"{type(self).__name__} is of the process that this one was forked from: give it its own")
 
     def _drop_oldest(self) -> None:
         values = [key for key in self._waiting if key[0] in VALUES] if len(self._waiting) > self._limit else []
@@ -133,6 +143,7 @@ class BackgroundSink:
 
     def close(self) -> None:
         """Deliver what waits, at most for `patience` seconds, and stop. Closing twice is closing once."""
+        self._refuse_a_fork()
         with self._changed:
             self._closing = True
             self._changed.notify()

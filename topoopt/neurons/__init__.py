@@ -3,7 +3,7 @@
 from topoopt.neurons.compacting import Compacted, Compaction, compact
 from topoopt.neurons.finding import Discovery, discover
 from topoopt.neurons.group import NeuronGroup, Slice, tensor_ids, unwrap
-from topoopt.neurons.judging import Verdict, admitted, verify
+from topoopt.neurons.judging import GateResult, admitted, verify
 from topoopt.neurons.running import call_parts
 from topoopt.neurons.selection import Coverage, optimizer_coverage, parameter_names, select
 
@@ -12,9 +12,9 @@ __all__ = [
     "Compaction",
     "Coverage",
     "Discovery",
+    "GateResult",
     "NeuronGroup",
     "Slice",
-    "Verdict",
     "admitted",
     "call_parts",
     "compact",

@@ -63,7 +63,7 @@ class _Drawn:
     high: float
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(self.shape, generator=generator) * self.spread + self.mean
+        drawn = torch.randn(self.shape, generator=generator, device="cpu") * self.spread + self.mean
         return drawn.clamp_(self.low, self.high).to(self.dtype)
 
 

@@ -17,7 +17,7 @@ from topoopt.neurons.copying import at_rest
 from topoopt.neurons.example import Example, few_rows
 from topoopt.neurons.gate import Gate, tensors_in
 from topoopt.neurons.group import NeuronGroup, Slice, named_tensors, unwrap
-from topoopt.neurons.judging import NO_EFFECT, Verdict, judge, open_gate
+from topoopt.neurons.judging import NO_EFFECT, GateResult, judge, open_gate
 from topoopt.neurons.propagation import propagate
 from topoopt.neurons.recording import Recording, recorded
 from topoopt.neurons.rules import Rule
@@ -165,7 +165,7 @@ def _proposed(
     return found.groups, found.frozen, notes
 
 
-def _discovery(model: nn.Module, verdict: Verdict, frozen: Mapping[str, str], notes: Sequence[str]) -> Discovery:
+def _discovery(model: nn.Module, verdict: GateResult, frozen: Mapping[str, str], notes: Sequence[str]) -> Discovery:
     coverage = _coverage(model, verdict.passed)
     tensors = named_tensors(model)
     groups = [
@@ -200,7 +200,7 @@ def _without_data(
     return _discovery(model, verdict, frozen, notes)
 
 
-def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
+def _with_siblings(model: nn.Module, gate: Gate, verdict: GateResult) -> GateResult:
     """What passed, and of each bank of modules side by side the first guess that passes too."""
     passed, rejected = list(verdict.passed), dict(verdict.rejected)
     abreast = [bank for bank in siblings.banks(model) if not gate.in_a_row(bank.members)]
@@ -212,10 +212,10 @@ def _with_siblings(model: nn.Module, gate: Gate, verdict: Verdict) -> Verdict:
         names = {group.name for group in tried.passed}
         waiting = [guesses[1:] for guesses in waiting if guesses[0].name not in names and guesses[1:]]
     found = {group.name for group in passed}
-    return Verdict(passed, {name: reason for name, reason in rejected.items() if name not in found})
+    return GateResult(passed, {name: reason for name, reason in rejected.items() if name not in found})
 
 
-def _with_guesses(gate: Gate, verdict: Verdict) -> Verdict:
+def _with_guesses(gate: Gate, verdict: GateResult) -> GateResult:
     """What passed, and what passes of the guesses by types and shapes where nothing else was found."""
     covered = {(name, s.dim) for group in verdict.passed for s in group.slices for name in s.tensors}
     guesses = fallback.candidates(gate.model)
@@ -223,23 +223,25 @@ def _with_guesses(gate: Gate, verdict: Verdict) -> Verdict:
     more = judge(gate, free).passed if free else []
     found = {group.name for group in more}
     left = {name: reason for name, reason in verdict.rejected.items() if name not in found}
-    return Verdict([*verdict.passed, *more], left)
+    return GateResult([*verdict.passed, *more], left)
 
 
 def _judge_by_sibling(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], groups: list[NeuronGroup]
-) -> Verdict:
+) -> GateResult:
     """Groups pass that a small model of the same class has too, verified on its numbers."""
     small = standin.sibling(model)
     if small is None:
-        return Verdict([], {g.name: "the model has no data, and no configuration to build a small one" for g in groups})
+        return GateResult(
+            [], {g.name: "the model has no data, and no configuration to build a small one" for g in groups}
+        )
     args, kwargs = standin.inputs(args, kwargs)
     known = {standin.signature(group) for group in discover(small, *args, **kwargs)}
     passed = [group for group in groups if standin.signature(group) in known]
     banks = [siblings.guesses(model, bank) for bank in siblings.banks(model)]
     passed += [g for guesses in banks for g in guesses if g.n > 1 and standin.signature(g) in known]
     missing = "a small model of the same class has no such group"
-    return Verdict(passed, {g.name: missing for g in groups if standin.signature(g) not in known})
+    return GateResult(passed, {g.name: missing for g in groups if standin.signature(g) not in known})
 
 
 def _coverage(model: nn.Module, groups: list[NeuronGroup]) -> float:

@@ -171,7 +171,7 @@ class Gate:
 
     def permutation(self, n: int) -> Tensor:
         """A random permutation that leaves nothing where it was."""
-        order = torch.randperm(n, generator=self._generator)
+        order = torch.randperm(n, generator=self._generator, device="cpu")
         perm = torch.empty_like(order)
         perm[order] = order.roll(1)
         return perm
@@ -205,7 +205,9 @@ class Gate:
             acting = {name for _, name, _ in self.recording.leaves.values()}
         elif asked:
             finite = [torch.where(torch.isfinite(out), out, 0.0) for out in outputs]
-            noise = [torch.randn(out.shape, generator=self._generator, dtype=out.dtype) for out in outputs]
+            noise = [
+                torch.randn(out.shape, generator=self._generator, dtype=out.dtype, device="cpu") for out in outputs
+            ]
             total = torch.stack([(out * n).sum().real for out, n in zip(finite, noise)]).sum()
             with guarded(self.model, {}):  # a backward may be the model's own code
                 grads = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)

@@ -149,10 +149,10 @@ class NeuronGroup:
         columns = []
         for s in self._own:
             held = [tensors[name] for name in s.tensors]
-            flat = [torch.arange(tensor.numel()).reshape(tensor.shape) for tensor in held]
-            start = torch.tensor([offsets[id(tensor)] for tensor in held])[:, None]
+            flat = [torch.arange(tensor.numel(), device="cpu").reshape(tensor.shape) for tensor in held]
+            start = torch.tensor([offsets[id(tensor)] for tensor in held], device="cpu")[:, None]
             parts = _parts(held[0])
-            places = (_take(s, flat, self.n) * parts + start)[:, :, None] + torch.arange(parts)
+            places = (_take(s, flat, self.n) * parts + start)[:, :, None] + torch.arange(parts, device="cpu")
             columns.append(places.flatten(1))
         return torch.cat(columns, dim=1)
 
@@ -180,8 +180,8 @@ class NeuronGroup:
         Raises:
             DiscoveryError: when `perm` is no permutation of 0 .. n - 1.
         """
-        order = torch.as_tensor(perm, dtype=torch.int64).cpu()
-        if order.shape != (self.n,) or not torch.equal(order.sort().values, torch.arange(self.n)):
+        order = torch.as_tensor(perm, dtype=torch.int64, device="cpu").cpu()
+        if order.shape != (self.n,) or not torch.equal(order.sort().values, torch.arange(self.n, device="cpu")):
             raise DiscoveryError(f"perm is not a permutation of 0 .. {self.n - 1} (the neurons of {self.name})")
         tensors = named_tensors(model)
         with torch.no_grad():

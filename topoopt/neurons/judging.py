@@ -24,7 +24,7 @@ SMALL = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """Groups that passed, and for each that did not the reason."""
 
     passed: list[NeuronGroup]
@@ -32,7 +32,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
 
-def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
+def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> GateResult:
     """Verify groups together first, and by bisection where they fail together."""
     rejected: dict[str, str] = {}
     try:
@@ -60,7 +60,7 @@ def judge(gate: Gate, groups: Sequence[NeuronGroup]) -> Verdict:
     if moved and not gate.steady:
         rejected |= dict.fromkeys(moved, "the model gives another output each time it is run on the same inputs")
     order = {group.name: i for i, group in enumerate(groups)}
-    return Verdict(sorted(passed, key=lambda group: order[group.name]), rejected)
+    return GateResult(sorted(passed, key=lambda group: order[group.name]), rejected)
 
 
 def _largest_change(gate: Gate, groups: Sequence[NeuronGroup]) -> float:
@@ -84,7 +84,7 @@ def admitted(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     call: Call | str | None = None,
-) -> Verdict:
+) -> GateResult:
     """Pass groups through the gate: in float64, or beside broken copies of themselves in float32 where that cannot run.
 
     Raises:

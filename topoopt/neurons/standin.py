@@ -54,10 +54,14 @@ def inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any,
         if not isinstance(one, Tensor):
             return one
         if one.is_floating_point():
-            return torch.randn(one.shape, generator=generator).to(one.dtype)
+            return torch.randn(one.shape, generator=generator, device="cpu").to(one.dtype)
         if one.dtype is torch.bool:
-            return torch.ones(one.shape, dtype=torch.bool)
-        return torch.randint(3, VOCABULARY, one.shape, generator=generator) if one.is_meta else one.cpu() % VOCABULARY
+            return torch.ones(one.shape, dtype=torch.bool, device="cpu")
+        return (
+            torch.randint(3, VOCABULARY, one.shape, generator=generator, device="cpu")
+            if one.is_meta
+            else one.cpu() % VOCABULARY
+        )
 
     return tree_map(leaf, (args, dict(kwargs)))
 

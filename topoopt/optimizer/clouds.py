@@ -70,10 +70,13 @@ class Clouds:
         measured: dict[str, GroupMeasurement] = {}
         for (name, cloud, device), result in zip(pending, collect(device for _, _, device in pending)):
             if isinstance(result, MeasurementError):
-                skipped[name] = self._faults.note(_part(name), result)
+                skipped[name] = self._faults.note(_part(name), result, state=True)
                 continue
-            self._faults.went_well(_part(name))
-            measured[name] = self._finished(name, cloud, device, result, step)
+            try:
+                measured[name] = self._finished(name, cloud, device, result, step)
+                self._faults.went_well(_part(name))
+            except Exception as error:
+                skipped[name] = self._faults.note(_part(name), error)
         return measured, skipped
 
     def _measure(self, name: str, before: Cloud, after: Cloud) -> DeviceMeasurement:

@@ -11,13 +11,25 @@ import numpy as np
 from torch import Tensor
 
 from topoopt.config import TopoConfig
+from topoopt.errors import MeasurementError
 from topoopt.geometry import Cloud, CloudMeasurement, StoredCloud
-from topoopt.homology import Finished, HomologyWorker, Watch, largest_loop, log_persistence, total_persistence
+from topoopt.homology import (
+    Finished,
+    HomologyWorker,
+    Persistence,
+    Watch,
+    largest_loop,
+    log_persistence,
+    total_persistence,
+)
+from topoopt.homology.worker import DROPPED, FORKED, GIVEN_UP
 from topoopt.measurement import GroupMeasurement
 from topoopt.optimizer.faults import Faults
 
 FINISH_SECONDS = 60.0
 """How long the end of a run, or a policy that looks, waits for homology that is on its way."""
+NO_FAULT = (GIVEN_UP, FORKED, DROPPED)
+"""How the errors of jobs begin that nothing went wrong with: there was no time for them."""
 ON_ITS_WAY = "homology of an earlier step is still on its way: none was asked for"
 
 
@@ -73,6 +85,7 @@ class Diagrams:
         self._counts: Counter[str] = Counter()
         self._worker: HomologyWorker | None = None
         self._done: list[tuple[str, Homology]] = []
+        self.patience = FINISH_SECONDS
 
     def cloud(self, name: str) -> StoredCloud | None:
         """The cloud that the group's latest diagrams belong to, where it is kept."""
@@ -137,7 +150,7 @@ class Diagrams:
     def collect(self, *, wait: bool = False) -> None:
         """Take in what is done; the next measurements are held against it."""
         if self._worker is not None:
-            for finished in self._worker.collect(wait=wait, timeout=FINISH_SECONDS if wait else None):
+            for finished in self._worker.collect(wait=wait, timeout=self.patience if wait else None):
                 self._take(finished)
 
     def _take(self, finished: Finished) -> None:
@@ -145,17 +158,32 @@ class Diagrams:
         if key not in self._asked:
             return
         stored, result = self._asked.pop(key), finished.persistence
-        if result is None:
-            self._counts["homology_failed"] += 1
-            self._failed[name] = f"homology of step {finished.step} failed: {finished.error}"
-            self._done.append((name, Homology(finished.step, (self._failed[name],))))
-            return
+        try:
+            found = self._unfound(finished) if result is None else self._found(finished, result, stored)
+        except Exception as error:  # an answer that is no diagram
+            found = self._failure(finished, self._faults.note("homology", error))
+        self._done.append((name, found))
+
+    def _found(self, finished: Finished, result: Persistence, stored: StoredCloud | None) -> Homology:
         diagrams = tuple(result.diagrams)
         watch = Watch.of(diagrams)
         found = Homology(finished.step, tuple(result.notes), diagrams, result.covering_radius, watch.resolution)
+        for diagram in diagrams:
+            total_persistence(diagram)  # refuses what is none here, where it costs this group alone
         if stored is not None:
-            self._references[name] = _Reference(stored, found, watch)
-        self._done.append((name, found))
+            self._references[finished.group] = _Reference(stored, found, watch)
+        self._faults.went_well("homology")
+        return found
+
+    def _unfound(self, finished: Finished) -> Homology:
+        if not finished.error.startswith(NO_FAULT):  # the worker has logged it
+            self._faults.note("homology", MeasurementError(finished.error), said=True)
+        return self._failure(finished, finished.error)
+
+    def _failure(self, finished: Finished, why: str) -> Homology:
+        self._counts["homology_failed"] += 1
+        self._failed[finished.group] = f"homology of step {finished.step} failed: {why}"
+        return Homology(finished.step, (self._failed[finished.group],))
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from topoopt.config import TopoConfig
 from topoopt.curvature.trial import SESSION
 from topoopt.errors import ConfigError
 from topoopt.optimizer.attach import acts_after, check_arguments
+from topoopt.optimizer.endings import ends_with
 from topoopt.optimizer.run import Run
 
 logger = logging.getLogger("topoopt")
@@ -84,6 +85,7 @@ class Dressing(type):
             ) from error
         vars(optimizer)[SESSION] = run
         run.attach(optimizer)
+        ends_with(optimizer, run)
         return optimizer
 
     def _class_for(cls, optimizer: Optimizer, steers: bool) -> type:

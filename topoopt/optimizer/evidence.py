@@ -184,9 +184,9 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     from topoopt.sharding import is_sharded, total_norm
 
     if not tensors:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     if any(is_sharded(t) for t in tensors):
-        return torch.tensor(total_norm(tensors))
+        return torch.tensor(total_norm(tensors), device="cpu")
     return torch.nn.utils.get_total_norm([t.detach().to_dense() if t.is_sparse else t.detach() for t in tensors])
 
 

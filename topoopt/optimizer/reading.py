@@ -208,7 +208,7 @@ class Reader:
                     isinstance(steps, Tensor) and steps.device.type != "cpu"
                 ):
                     continue
-                fewest = min(fewest, int(float(steps)) if steps is not None else WARM)
+                fewest = min(fewest, _steps(steps))
         return WARMING.format(fewest, WARM) if fewest < WARM else ""
 
     def forget(self) -> None:
@@ -223,6 +223,14 @@ class Reader:
         """Continue from `state_dict`'s values."""
         self.tracker.load_state_dict(state["tracker"])
         self._turn = int(state["turn"])
+
+
+def _steps(counted: Any) -> int:
+    """A rule's own count of its steps; `WARM` where it keeps none, or something else under that name."""
+    try:
+        return WARM if counted is None else int(float(counted))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return WARM
 
 
 def _averages(optimizer: Optimizer, group: dict[str, Any]) -> bool:

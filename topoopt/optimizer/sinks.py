@@ -21,6 +21,8 @@ class Sinks:
         self._faults = faults
         self._sinks: list[Sink] = []
         self._closed = False
+        self._failing: dict[str, str] = {}
+        """Sink -> what of it failed last."""
 
     def __bool__(self) -> bool:
         return bool(self._sinks)
@@ -46,8 +48,7 @@ class Sinks:
 
     def __call__(self, measurement: Measurement) -> None:
         """Publish a measurement."""
-        for sink in self._sinks:
-            self._guarded(sink, lambda s=sink: s(measurement))
+        self.tell("__call__", measurement)
 
     def tell(self, what: str, *args: Any) -> None:
         """Call the method `what` of every sink that has it."""
@@ -62,16 +63,21 @@ class Sinks:
         self.tell("close")
 
     def _tell(self, sink: Sink, what: str, *args: Any) -> None:
-        method = getattr(sink, what, None)
-        if callable(method):
-            self._guarded(sink, lambda: method(*args))
-
-    def _guarded(self, sink: Sink, call: Callable[[], Any]) -> None:
         where = f"sink {type(sink).__name__}"
         if self._faults.off(where):
             return
         try:
-            call()
-            self._faults.went_well(where)
-        except (Exception, SystemExit) as error:
+            method = getattr(sink, what, None)
+            if callable(method):
+                method(*args)
+                self._went_well(where, what)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # exits and cancellations are the sink's own
+            self._failing[where] = what
             self._faults.note(where, error)
+
+    def _went_well(self, where: str, what: str) -> None:
+        if self._failing.get(where) == what:  # what fails is not mended by something else that goes well
+            del self._failing[where]
+            self._faults.went_well(where)

@@ -29,6 +29,10 @@ VERSION = 2
 the policy's memory are taken up."""
 
 
+LONG = 2**53
+"""Steps beyond which no run goes."""
+
+
 def described(optimizer: Optimizer, model: nn.Module, config: TopoConfig) -> Run:
     """Which run this is. Its id is drawn from the system, not from a generator of the user's."""
     own = innermost(model)
@@ -75,18 +79,29 @@ def taken_up(state: Any) -> State:
     Raises:
         ValueError: for what is none, with the reason; nothing has been used of it then.
     """
+    try:
+        return _taken_up(state)
+    except ValueError:
+        raise
+    except Exception as error:  # a file of somebody else's: there is no end to what may be wrong with it
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _taken_up(state: Any) -> State:
     if not isinstance(state, dict):
         raise ValueError(f"it is a {type(state).__name__}, not a dict")
     version = state.get("version")
-    if version not in (1, VERSION):
-        raise ValueError(f"it is of version {version!r}, and this topoopt knows 1 and {VERSION}")
+    if type(version) is not int or version not in (1, VERSION):
+        raise ValueError(f"it is of version {str(version)[:80]!r}, and this topoopt knows 1 and {VERSION}")
     state = _from_first_version(state) if version == 1 else _with_nan(state)
     kinds = {"step": int, "phase": str, "base_lr": float | int, "steering": dict, "reader": dict, "run": str}
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind) or isinstance(state.get(key), bool):
             raise ValueError(f"{key!r} is {type(state.get(key)).__name__ if key in state else 'missing'}")
-    if state["step"] < 0 or state["phase"] not in {phase.value for phase in Phase}:
-        raise ValueError(f"step {state['step']} or phase {state['phase']!r} is not possible")
+    if not 0 <= state["step"] <= LONG or state["phase"] not in {phase.value for phase in Phase}:
+        raise ValueError(f"step {str(state['step'])[:80]} or phase {state['phase'][:80]!r} is not possible")
+    if math.isinf(state["base_lr"]) or state["base_lr"] < 0:
+        raise ValueError(f"a rate of {state['base_lr']} is not possible")
     return State(
         state["step"],
         Phase(state["phase"]),
@@ -108,11 +123,13 @@ def _from_first_version(state: dict[str, Any]) -> dict[str, Any]:
         "tracker": {"engine": "auto", "count": int(tracker.get("count", 0)), "moving": []},
         "turn": int(spectral.get("turn", 0)),
     }
+    base_lr = float(state.get("base_lr", math.nan))
+    later = {"breaker": {"faults": 0, "until": -1.0, "reason": ""}, "peak": 0.0 if math.isnan(base_lr) else base_lr}
     return {
         "step": int(state["step"]),
         "phase": observer.get("phase", "unknown"),
-        "base_lr": float(state.get("base_lr", math.nan)),
-        "steering": state.get("steering"),
+        "base_lr": base_lr,
+        "steering": {**state["steering"], **later},
         "reader": reader,
         "run": "",
     }

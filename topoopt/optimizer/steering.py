@@ -16,13 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
-from typing import Any, cast
+from typing import Annotated, Any
+
+import msgspec
 
 from topoopt.control import Policy, Reading, State, wish
-from topoopt.errors import TopoError
+from topoopt.errors import ConfigError
 from topoopt.measurement import Decision, Measurement, SpectralReading
+from topoopt.optimizer.answers import checked, plain
 from topoopt.optimizer.seen import Seen, what_was_seen
+from topoopt.optimizer.state import LONG
 
 JUMP = 1.5
 """A user's rate that grows by more than this from one step to the next makes the last reading stale."""
@@ -36,9 +39,8 @@ FAULTS = 3
 """Faults after which a policy is switched off."""
 PAUSE = 16
 """Steps that pass after a fault before the policy is asked again; four times as many after each further one."""
-LARGEST = 1e6
-"""A factor lies in (0, LARGEST)."""
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=LONG)]
 OnChange = Callable[[int, Decision], None]
 
 
@@ -84,15 +86,17 @@ class Steering:
     ) -> None:
         self.policy, self.declared = policy, declared
         self.snapshot, self.losses, self.on_change = snapshot, losses, on_change
-        self.state: State = policy.start()
+        self.state = _begun(policy)
         self.decision = Decision(1.0, policy.name, "none")
         self.readings = 0
         self._told = self.decision
         self._breaker = _Breaker()
+        self._fault: Exception | None = None
+        """What the policy has raised where nothing may be raised; raised when a factor is next asked for."""
         self._reading: Reading | None = None
         self._seen = Seen()
         self._every = every
-        self._interval = min(every, int(getattr(policy, "interval", every)))
+        self._interval = _interval(policy, every)
         self._wait = 1
         self._next = 0
         self._step = 0
@@ -118,19 +122,32 @@ class Steering:
                 self._next, self._wait = step, 1
         if step < self._breaker.until:
             return False
-        if wish(self.policy, "stale", step, total_steps, self.state):
+        if self._wishes("stale", step, total_steps, self.state):
             return True
         if not self.losses and self.watches(step):
             return True
-        return step >= self._next and not wish(self.policy, "rests", step, self.state)
+        due = step >= self._next or self._next > step + self._every  # no wait is longer: a number from a bad checkpoint
+        return due and not self._wishes("rests", step, self.state)
 
     def looks(self, step: int) -> bool:
         """Whether the neurons are to be measured, with homology waited for, before this step."""
-        return step >= self._breaker.until and wish(self.policy, "looks", step, self.state)
+        return step >= self._breaker.until and self._wishes("looks", step, self.state)
 
     def watches(self, step: int) -> bool:
         """Whether the loss of this step is wanted, be r read or not."""
-        return step >= self._breaker.until and wish(self.policy, "watches", step, self.state)
+        return step >= self._breaker.until and self._wishes("watches", step, self.state)
+
+    def _wishes(self, what: str, *args: object) -> bool:
+        try:
+            return wish(self.policy, what, *args)
+        except Exception as error:
+            self._fault = error
+            return False
+
+    def _raise_fault(self) -> None:
+        error, self._fault = self._fault, None
+        if error is not None:
+            raise error
 
     def _look_again(self, step: int, before: Reading | None) -> None:
         now = self._reading
@@ -156,12 +173,14 @@ class Steering:
         and a policy that knows nothing else leaves the user's rate alone and says what is missing.
 
         Raises:
-            TopoError: for a factor that is no number in (0, 1e6), or a decision that is none.
+            TopoError: for an answer that is none, see `answers.checked`; and whatever the policy has raised when it was asked
+                for its wishes.
         """
+        self._raise_fault()
         if step < self._breaker.until:
             return self.decision
         before, self._reading = self._reading, self._read(seen, step, lr, base_lr, total_steps)
-        decision, state = _checked(self.policy, self.policy.decide(self._reading, self.state))
+        decision, state = checked(self.policy, self.policy.decide(self._reading, self.state))
         if decision.policy != self.decision.policy:  # another policy has taken over, and knows nothing yet
             self._wait = 1
         self.decision, self.state = decision, state
@@ -201,14 +220,16 @@ class Steering:
         it is a pure function, so asking leaves its memory alone.
 
         Raises:
-            TopoError: for a factor that is no number in (0, 1e6), or a decision that is none.
+            TopoError: for an answer that is none, see `answers.checked`; and whatever the policy has raised when it was asked
+                for its wishes.
         """
+        self._raise_fault()
         last = self._reading
         if lr is None or last is None or lr == last.lr or not last.lr > 0 or step < self._breaker.until:
             return self.decision.scale
         peak = max(last.base_lr, self._peak, lr)
         moved = replace(last, step=step, r=last.r * lr / last.lr, lr=lr, base_lr=peak, loss=math.nan, fresh=False)
-        decision, _ = _checked(self.policy, self.policy.decide(moved, self.state))
+        decision, _ = checked(self.policy, self.policy.decide(moved, self.state))
         if abs(math.log(decision.scale / self._told.scale)) > TOLD:
             self._tell(step, replace(decision, events=(), weights=""))
         return decision.scale
@@ -264,35 +285,49 @@ class Steering:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved memory; one written by another policy is of no use, and the next step is read afresh."""
-        self._seen = Seen(**state["seen"])
-        self._peak = float(state["peak"])
-        if state["policy"] != self.policy.name:
-            return
-        self.state = state["state"]
-        self.decision = Decision(**{**state["decision"], "events": tuple(state["decision"]["events"])})
-        self._told = self.decision
-        self._breaker = _Breaker(**state["breaker"])
-        self._reading = None if state["reading"] is None else Reading(**state["reading"])
-        self.readings, self._wait, self._next = int(state["readings"]), int(state["wait"]), int(state["next"])
-        self._last_rates = None if state["last_rates"] is None else tuple(state["last_rates"])
+        """Take up a saved memory, whole or not at all; one written by another policy is of no use: the next step is read afresh.
+
+        Raises:
+            ValueError: for what is none, with the place (msgspec's ValidationError); for a factor that is none (TopoError).
+        """
+        saved = msgspec.convert(state, _Saved)
+        own = saved.policy == self.policy.name
+        decision, memory = checked(self.policy, (saved.decision, saved.state)) if own else (self.decision, self.state)
+        self._seen, self._peak = saved.seen, saved.peak
+        if own:
+            self.decision = self._told = decision
+            self.state = {**_begun(self.policy), **memory}  # what an older one did not remember yet
+            self._breaker, self._reading = saved.breaker, saved.reading
+            self.readings, self._wait, self._next = saved.readings, min(saved.wait, self._every), saved.next
+            self._last_rates = saved.last_rates
 
 
-def _checked(policy: Policy, answer: object) -> tuple[Decision, State]:
-    """Refuse what is no decision with a usable factor, before it reaches an optimizer."""
-    fits = (
-        isinstance(answer, tuple)
-        and len(answer) == 2
-        and isinstance(answer[0], Decision)
-        and isinstance(answer[1], dict)
-    )
-    if not fits:
-        raise TopoError(f"policy {policy.name!r} decided {answer!r}: it must return (Decision, its memory as a dict)")
-    decision, state = answer  # type: ignore[misc]
-    scale = decision.scale
-    number = isinstance(scale, Real) and not isinstance(scale, bool)  # numpy's numbers are
-    if not (number and 0 < cast("float", scale) < LARGEST):
-        raise TopoError(
-            f"policy {decision.policy!r} returned the factor {scale!r}: a factor must be a number in (0, {LARGEST:g})"
-        )
-    return replace(decision, scale=float(scale)), state
+@dataclass
+class _Saved:
+    """What `Steering.state_dict` gives."""
+
+    policy: str
+    state: dict[str, Any]
+    decision: Decision
+    reading: Reading | None
+    seen: Seen
+    breaker: _Breaker
+    peak: float
+    readings: Count
+    wait: Annotated[int, msgspec.Meta(ge=1, le=LONG)]
+    next: Count
+    last_rates: tuple[float, ...] | None
+
+
+def _begun(policy: Policy) -> State:
+    state = policy.start()
+    if not isinstance(state, dict):
+        raise ConfigError(f"start() of policy {policy.name!r} returned {state!r}: it must return its memory as a dict")
+    return plain(policy, state)
+
+
+def _interval(policy: Policy, every: int) -> int:
+    interval = getattr(policy, "interval", every)
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        raise ConfigError(f"interval of policy {policy.name!r} is {interval!r}: give a number of steps, 1 or more")
+    return min(every, interval)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from topoopt.optimizer.attach import Nesting, has_closure, seen_within
 from topoopt.optimizer.cadence import Due
 from topoopt.optimizer.faults import logger
 from topoopt.optimizer.instruments import Instruments, Step
-from topoopt.optimizer.weights import Certifier, Sample
+from topoopt.optimizer.weights import Sample
 
 
 class Stepper(Instruments):
@@ -181,11 +182,14 @@ class Stepper(Instruments):
         """Post-hook: take the factor off, measure what the step did, tell the sinks, look ahead."""
         if self._nesting is not None and not self._nesting.ends():
             return
-        if self.steers or self.step.due is not Due.NOTHING:
-            self._finish(self.step)
-        if not self._counts_as_step():
+        counts = self._counts_as_step()
+        try:
+            if self.steers or self.step.due is not Due.NOTHING:
+                self._finish(self.step)
+        finally:  # it was one, also where Ctrl-C or a signal's handler of the user's ends what is done after it
+            self.steps += counts
+        if not counts:
             return
-        self.steps += 1
         if self.steers or (not self.closed and self.cadence.candidate(self.steps)):
             self.arm()
 
@@ -198,29 +202,42 @@ class Stepper(Instruments):
         self.capture.stop()  # still on where a closure was not called
         if self._going_back:  # after the step, whose gradients belong to the run that was lost
             self._going_back = False
-            if self.snapshot.back(self.rule):
-                self.reader.forget()
+            self._guarded("steering", self._go_back)
         began = time.perf_counter()
-        try:
-            if self.certifier is not None:
-                self._certify(self.certifier)
-            if step.reading is not None:
-                step.reading = step.reading.at(self.lr_scale, *(step.sample.lengths() if step.sample else ()))
-                self.history.read(step.reading)
-            if step.compares:
-                self.complete()
-                self.measured = True
-        except Exception as error:
-            self.faults.note("measuring", error)
+        if self.certifier is not None:
+            self._guarded("strict", self._certify)
+        if step.reading is not None:
+            self._guarded("reading", self._tell_reading)
+        if step.compares:
+            self._guarded("measuring", self._measure)
         step.seconds += time.perf_counter() - began
         self._book(step)
         self.step = Step()
 
-    def _certify(self, certifier: Certifier) -> None:
+    def _guarded(self, part: str, duty: Callable[[], None]) -> None:
+        """One duty: where it fails, the others are done all the same."""
         try:
-            self.lr_scale *= certifier.after(self.capture.model, self.neurons.groups.all)
-        except Exception as error:  # a duty of its own: measuring goes on
-            self.faults.note("strict", error)
+            duty()
+        except Exception as error:
+            self.faults.note(part, error)
+
+    def _go_back(self) -> None:
+        if self.snapshot.back(self.rule):
+            self.reader.forget()
+
+    def _certify(self) -> None:
+        assert self.certifier is not None
+        self.lr_scale *= self.certifier.after(self.capture.model, self.neurons.groups.all)
+
+    def _tell_reading(self) -> None:
+        step = self.step
+        assert step.reading is not None
+        step.reading = step.reading.at(self.lr_scale, *(step.sample.lengths() if step.sample else ()))
+        self.history.read(step.reading)
+
+    def _measure(self) -> None:
+        self.complete()
+        self.measured = True
 
     def _book(self, step: Step) -> None:
         """The account: what was done at this step, sinks and policy included."""

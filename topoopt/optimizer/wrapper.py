@@ -15,6 +15,7 @@ from topoopt.curvature.trial import SESSION
 from topoopt.measurement import Measurement
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.dressing import LEFT, Dressing, run_of
+from topoopt.optimizer.endings import has_ended
 from topoopt.optimizer.run import Run
 from topoopt.optimizer.sinks import Sink
 from topoopt.summary import Suggested
@@ -182,6 +183,7 @@ class TopoOptimizer(_Base, metaclass=Dressing):
         """
         run, own = run_of(self), self.__dict__
         run.close()
+        has_ended(run)
         left = {"last": run.last, "readings": run.readings, "verdict": run.verdict}
         rule = type(self)._topoopt_rule
         del own[SESSION]

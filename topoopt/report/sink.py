@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -45,13 +46,17 @@ class JsonLines:
     """
 
     def __init__(self, path: str | Path, config: TopoConfig | None = None, *, append: bool = False) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path).absolute()  # where the program may go later is no place of the record's
+        except OSError as error:  # the folder of now is gone
+            raise unwritable(Path(path), error) from error
         self.config = config
         self._append = append
         self._file: int | None = None
         self._closed = False
         self._torn = False
         self._id = ""
+        self._process = os.getpid()
         make_folder(self.path.parent)
         _check_place(self.path)
 
@@ -131,6 +136,10 @@ class JsonLines:
     def _check_open(self) -> None:
         if self._closed:
             raise RecordError(f"the record {self.path} is closed")
+        if os.getpid() != self._process:
+            raise RecordError(
+                f"the record {self.path} is of the process that this one was forked from: give it its own"
+            )
 
     def _open(self, run: Run | None) -> None:
         if os.path.lexists(self.path) and not self._append and not _goes_on(self.path, run):
@@ -210,6 +219,8 @@ def _settings(config: TopoConfig) -> dict[str, Any]:
 
 def _check_place(path: Path) -> None:
     try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # which, unlike exists(), says of a name that it cannot be one
         odd = path.exists() and not path.is_file()
     except (OSError, ValueError) as error:
         raise unwritable(path, error) from error

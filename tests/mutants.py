@@ -1,0 +1,169 @@
+"""Mutation testing: one small change in the source at a time, and the tests of its room must notice.
+
+    python tests/mutants.py [--room control] [--count 100] [--seed 0]
+
+Changes are drawn at random from all places of a room: comparisons, signs, `and`/`or`, `min`/`max`, conditions, numbers. Each is
+tried in a fork of one process that has torch loaded, so that a mutant costs what its tests cost. Prints the survivors, and the
+share that was noticed. Of our own, because mutmut leaves alone what stands outside of functions, where our thresholds are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 180
+"""Seconds after which a mutant counts as noticed: it hangs."""
+ROOMS = {
+    "critical": (["critical.py"], ["control/test_critical.py"]),
+    "control": (["control/*.py"], ["control"]),
+    "verdict": (["verdict/rule.py", "verdict/evidence.py"], ["verdict/test_verdict_rule.py"]),
+    "geometry": (["geometry/*.py"], ["geometry"]),
+    "curvature": (
+        ["curvature/krylov.py", "curvature/rules.py", "curvature/rates.py", "curvature/passage.py"],
+        ["curvature"],
+    ),
+}
+"""Room -> (what is changed, the tests that must notice)."""
+_PAIRS = (
+    (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.Add, ast.Sub),
+    (ast.Mult, ast.Div), (ast.And, ast.Or),
+)  # fmt: skip
+SWAPS: dict[type, type] = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+def places(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes that can be changed: code, not annotations, messages or formats."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        for field in ("annotation", "returns", "exc", "decorator_list"):
+            for inner in _below(getattr(node, field, None)):
+                skipped.update(map(id, ast.walk(inner)))
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        if id(node) not in skipped and change(node, dry=True):
+            yield node
+
+
+def _below(value: Any) -> list[ast.AST]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, ast.AST)]
+
+
+def change(node: Any, *, dry: bool = False) -> str:
+    """Change a node in place; what was done, or "" where there is nothing to change."""
+    was = "" if dry else ast.unparse(node)
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in SWAPS:
+            new: Any = [SWAPS[type(op)]()]
+            where = "ops"
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op) if type(op) in SWAPS:
+            where, new = "op", SWAPS[type(op)]()
+        case ast.If(test=test) | ast.IfExp(test=test):
+            where, new = "test", ast.UnaryOp(ast.Not(), test)
+        case ast.UnaryOp(op=ast.USub()):
+            where, new = "op", ast.UAdd()
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES:
+            where, new = "func", ast.Name(NAMES[name], ast.Load())
+        case ast.Constant(value=value) if isinstance(value, int | float) and not isinstance(value, bool):
+            where, new = "value", value + 1 if isinstance(value, int) else value * 1.5 + (value == 0)
+        case ast.Constant(value=bool() as value):
+            where, new = "value", not value
+        case _:
+            return ""
+    if dry:
+        return where
+    setattr(node, where, new)
+    ast.fix_missing_locations(node)
+    lines = (was.splitlines()[0], ast.unparse(node).splitlines()[0])
+    return f"`{lines[0][:70]}` -> `{lines[1][:70]}`"
+
+
+class Changed(MetaPathFinder, Loader):
+    """Imports one module of topoopt from a changed tree."""
+
+    def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
+        self.name, self.path, self.tree = name, path, tree
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        package = self.path.name == "__init__.py"
+        folder = [str(self.path.parent)] if package else None
+        return importlib.util.spec_from_file_location(
+            fullname, self.path, loader=self, submodule_search_locations=folder
+        )
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
+
+
+def noticed(path: Path, tree: ast.Module, tests: list[str]) -> bool:
+    """Whether the tests fail, in a fork."""
+    child = os.fork()
+    if not child:
+        import pytest
+
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(LIMIT)  # ends the fork: a mutant that hangs is noticed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        sys.meta_path.insert(0, Changed(name, path, tree))
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+        os._exit(int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)])))
+    return os.waitpid(child, 0)[1] != 0
+
+
+def main() -> int:
+    """Draw mutants and try them; prints survivors and the share that was noticed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--room", choices=ROOMS, action="append")
+    parser.add_argument("--count", type=int, default=100, help="mutants of each room")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    import hypothesis  # noqa: F401 -- loaded once, for all forks
+    import scipy.spatial  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for room in asked.room or ROOMS:
+        files, tests = ROOMS[room]
+        found = [path for pattern in files for path in sorted((ROOT / "topoopt").glob(pattern))]
+        every = [(path, i) for path in found for i, _ in enumerate(places(ast.parse(path.read_text(encoding="utf-8"))))]
+        drawn = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
+        killed = tried = 0
+        try:
+            for path, i in drawn:
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                node: Any = list(places(tree))[i]
+                what = change(node)
+                seen = noticed(path, tree, tests)
+                tried, killed = tried + 1, killed + seen
+                if not seen:
+                    print(f"{path.relative_to(ROOT)}:{node.lineno}: {what} survives", flush=True)
+        finally:  # told to stop, it says how far it has come
+            share = f"{killed / max(1, tried):.0%}"
+            print(f"{room}: {killed} of {tried} noticed ({share}), of {len(every)} places", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
