@@ -10,10 +10,11 @@ CODE   := topoopt tests examples benchmarks docs
 # Tests run side by side, a file a worker; each worker keeps to one core.
 WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+BENCH  := $(VENV)/bench/bin/python
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench examples docs pictures readme build clean distclean
+.PHONY: help setup demo test check lint format typecheck test-fast test-slow test-gpu bench bench-full bench-check examples docs pictures readme build clean distclean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,14 @@ $(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.stamp-demo $@
+
+# A layer over .venv, so that no peer can change what the tests see.
+$(VENV)/.stamp-bench: $(VENV)/.stamp-dev benchmarks/requirements.txt
+	$(BIN)/python -m venv $(VENV)/bench
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
+	  > $$($(BENCH) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/layer.pth
+	$(BENCH) -m pip --disable-pip-version-check install --quiet -c constraints.txt $(TORCH) -r benchmarks/requirements.txt
+	@touch $@
 
 setup: $(VENV)/.stamp-dev  ## make .venv with everything that development needs
 
@@ -66,8 +75,14 @@ test-slow: $(VENV)/.stamp-dev  ## the tests that take minutes
 test-gpu: $(VENV)/.stamp-dev  ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-bench: $(VENV)/.stamp-dev  ## every benchmark, one after the other; each prints a table
-	@for file in $$(find benchmarks -name '[!_]*.py' | sort); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/.stamp-bench  ## topoopt beside its peers, small sizes: results/*.json, RESULTS.md, the README's table
+	$(BENCH) benchmarks/bench.py $(ARGS)
+
+bench-full: $(VENV)/.stamp-bench  ## the same, all sizes (an hour)
+	$(BENCH) benchmarks/bench.py --full $(ARGS)
+
+bench-check: $(VENV)/.stamp-bench  ## the small sizes again: fails where a ratio of topoopt's got worse than committed
+	$(BENCH) benchmarks/bench.py --check $(ARGS)
 
 examples: $(VENV)/.stamp-dev  ## run the examples
 	@for file in examples/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -1,8 +1,10 @@
 """Where full-batch training settles: r / e, each rule over a span of learning rates, every run shown.
 
-    python benchmarks/curvature_edge.py [--steps 4000] [--plot edge.png]
+    python benchmarks/curvature_edge.py [--steps 4000] [--plot edge.png] [--output FILE]
 
-A run that has fitted its data stops sharpening and need not be at the edge; its last loss says so.
+Full-batch training of a small tanh network on a squared error that it cannot fit. r / e is the proximity over the rule's edge of
+stability (2 for gradient descent, 2 (1 + beta) with averaged gradients), late in the run: 1 where theory is right. A run that has
+fitted its data stops sharpening and need not be at the edge; its last loss says so.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from _results import Column, Row, Table, Value, results, save
 from torch import Tensor, nn, optim
 
 from topoopt.curvature import SpectralTracker
@@ -73,15 +77,22 @@ def main() -> None:
     """Print the table, and draw the runs where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", help="write the runs of every rule to this file")
     given = parser.parse_args()
     runs: dict[str, list[tuple[float, list[float]]]] = {}
-    print(f"{'rule':<18}{'lr':>8}{'r/e':>8}{'last loss':>12}")
+    rows: list[Row] = []
     for name, (make, middle) in RULES.items():
         for factor in SPAN:
             shares, last = shares_of_the_edge(make, middle * factor, given.steps)
             runs.setdefault(name, []).append((middle * factor, shares))
+            values = {"r / e": Value.of([settled(shares)]), "last loss": Value.of([last])}
+            rows.append(Row(name, f"topoopt, lr {middle * factor:.3g}", values))
             print(f"{name:<18}{middle * factor:>8.4g}{settled(shares):>8.3f}{last:>12.2e}", flush=True)
+    columns = (Column("r / e", "x", ""), Column("last loss", "x", ""))
+    explains = (__doc__ or "").split("\n\n", 2)[2].strip()
+    table = Table("edge", f"r over the edge of stability, {given.steps:,} steps", explains, columns, tuple(rows))
+    save(results(__file__, [], [table], ()), given.output)
     if given.plot:
         draw(runs, given.plot)
 

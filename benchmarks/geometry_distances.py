@@ -1,20 +1,23 @@
 """Distances: seconds beside the bare product X X^T, and how wrong near twins come out.
 
-    python benchmarks/geometry_distances.py [--n 2048] [--d 513]
+    python benchmarks/geometry_distances.py [--n 2048] [--d 513] [--output FILE]
 
-Every library gets the same float32 points; half of them have a twin at the relative separation named. Medians of three
-runs on one thread; the error is the largest relative one over the pairs of twins, against float64.
+Every library gets the same float32 points; half of them have a twin at the relative separation named. Medians of five
+runs on one thread, each beside its own X X^T; the error is the largest relative one over the pairs of twins, against float64.
+A time below 1 is no error: only half of a symmetric matrix is computed. The rows of a step are of all that is found out about two
+clouds, one step apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from _results import Column, Row, Table, Value, results, save
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import pairwise_distances
 from torch import Tensor
@@ -24,13 +27,17 @@ from topoopt.geometry import compare, distances, ratios
 SEPARATIONS = (1e-1, 1e-3, 1e-5)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def beside(work: Callable[[], object], floor: Callable[[], object], repeats: int = 5) -> Value:
+    """Processor time in units of another's, the two in turn."""
+    ratios = []
+    for _ in range(repeats):
+        took = []
+        for call in (floor, work):
+            began = time.process_time()
+            call()
+            took.append(time.process_time() - began)
+        ratios.append(took[1] / took[0])
+    return Value.of(ratios)
 
 
 def twins(n: int, d: int, separation: float) -> Tensor:
@@ -47,33 +54,53 @@ def error(find: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return float(((found - exact) / exact).abs().max())
 
 
+LIBRARIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "topoopt": distances,
+    "torch.cdist": lambda x: torch.cdist(x, x),
+    "torch.cdist, no product": lambda x: torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"),
+    "scikit-learn": lambda x: torch.from_numpy(pairwise_distances(x.numpy())),
+    "scipy (float64)": lambda x: torch.from_numpy(squareform(pdist(x.numpy().astype(np.float64)))),
+}
+COLUMNS = (
+    Column("time over X X^T", "x", factor=1.8, slack=0.2),
+    *(Column(f"error, twins at {s:.0e}", "x", factor=2.0, slack=1e-6) for s in SEPARATIONS),
+)
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser()
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--n", type=int, default=2048)
     arguments.add_argument("--d", type=int, default=513)
+    arguments.add_argument("--full", action="store_true", help="the same: there is one size")
+    arguments.add_argument("--output", type=Path)
     options = arguments.parse_args()
     torch.set_num_threads(1)
     n, d = options.n, options.d
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
-    floor = seconds(lambda: x @ x.T)
-    print(f"n = {n}, d = {d}; X X^T takes {floor:.3f} s")
-    libraries: dict[str, Callable[[Tensor], Tensor]] = {
-        "topoopt": distances,
-        "torch.cdist": lambda x: torch.cdist(x, x),
-        "torch.cdist, no product": lambda x: torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"),
-        "scikit-learn": lambda x: torch.from_numpy(pairwise_distances(x.numpy())),
-        "scipy": lambda x: torch.from_numpy(squareform(pdist(x.numpy().astype(np.float64)))),
-    }
-    print(f"{'distances':<26}{'times X X^T':>12}" + "".join(f"{'error ' + format(s, '.0e'):>16}" for s in SEPARATIONS))
-    for name, find in libraries.items():
-        errors = "".join(f"{error(find, twins(n, d, s)):>16.1e}" for s in SEPARATIONS)
-        print(f"{name:<26}{seconds(lambda: find(x)) / floor:>12.2f}{errors}", flush=True)  # noqa: B023
+    case, rows = f"n = {n:,}, d = {d:,}", []
+    for name, find in LIBRARIES.items():
+        values = {COLUMNS[0].name: beside(lambda: find(x), lambda: x @ x.T)}  # noqa: B023
+        values |= {c.name: Value.of([error(find, twins(n, d, s))]) for c, s in zip(COLUMNS[1:], SEPARATIONS)}
+        rows.append(Row(case, name, values))
     y = x + 1e-3 * torch.randn(n, d, generator=torch.Generator().manual_seed(2))
     of_y = distances(y)
-    print(f"\n{'of a step':<26}{'times X X^T':>12}")
-    print(f"{'compare':<26}{seconds(lambda: compare(x, y)) / floor:>12.2f}")
-    print(f"{'ratios':<26}{seconds(lambda: ratios(x, y)) / floor:>12.2f}")
-    print(f"{'ratios, given distances':<26}{seconds(lambda: ratios(x, y, distances=of_y)) / floor:>12.2f}")
+    parts: dict[str, Callable[[], object]] = {
+        "topoopt, compare": lambda: compare(x, y),
+        "topoopt, ratios": lambda: ratios(x, y),
+        "topoopt, ratios, given distances": lambda: ratios(x, y, distances=of_y),
+    }
+    rows += [
+        Row(f"a step, {case}", name, {COLUMNS[0].name: beside(call, lambda: x @ x.T)}) for name, call in parts.items()
+    ]
+    for row in rows:
+        print(
+            f"{row.case:<28}{row.tool:<34}" + ", ".join(f"{k} {v.median:.3g}" for k, v in row.values.items()),
+            flush=True,
+        )
+    table = Table(
+        "distances", "Distances between neurons", (__doc__ or "").split("\n\n", 2)[2].strip(), COLUMNS, tuple(rows)
+    )
+    save(results(__file__, [], [table], ("numpy", "scipy", "scikit-learn")), options.output)
 
 
 if __name__ == "__main__":

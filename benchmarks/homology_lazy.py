@@ -1,10 +1,12 @@
 """How often the certificate asks for H1, and whether it ever missed a feature: lazy against measuring every time.
 
-    python benchmarks/homology_lazy.py [--steps 1000] [--every 10]
+    python benchmarks/homology_lazy.py [--steps 1000] [--every 10] [--output FILE]
 
 A two-layer tanh network on scikit-learn's digits, and a figure eight of neurons trained by full-batch gradient descent
 (Yang, Poggio, Chuang, Ziyin, arXiv 2510.02670): there two loops stand out. The target is at most a quarter as many
-computations, with the same features reported.
+computations, with the same features reported. A measurement that the certificate covered is wrong if another number of features
+stood out than the lazy rule reported, or if a lifetime log(death / birth) had changed by more than the log of the resolution; with
+that bound at 0, nearly all of them are. Where no feature stands out the rule says that none has come up.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _results import Column, Row, Table, Value, results, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -94,10 +98,20 @@ def race(clouds: Iterator[Tensor], steps: int, every: int) -> tuple[int, int, in
     return measured, computed, certified, wrong, watched
 
 
+COLUMNS = (
+    Column("measured", "count", ""),
+    Column("computed", "count", factor=1.5, slack=2),
+    Column("wrong", "count", factor=1.0),
+    Column("features watched", "count", ""),
+)
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser()
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--steps", type=int, default=1000)
     arguments.add_argument("--every", type=int, default=10)
+    arguments.add_argument("--full", action="store_true", help="the same: there is one size")
+    arguments.add_argument("--output", type=Path)
     options = arguments.parse_args()
     torch.set_num_threads(1)
     runs = {
@@ -108,10 +122,15 @@ def main() -> None:
         "figure eight, GD 0.005": figure_eight(0.005),
         "figure eight, GD 0.04": figure_eight(0.04),
     }
-    print(f"{'run':<34}{'measured':>9}{'computed':>9}{'share':>8}{'wrong':>7}{'watched':>9}")
+    rows = []
     for name, clouds in runs.items():
         measured, computed, _, wrong, watched = race(clouds, options.steps, options.every)
-        print(f"{name:<34}{measured:>9}{computed:>9}{computed / measured:>8.2f}{wrong:>7}{watched:>9}", flush=True)
+        numbers = zip((c.name for c in COLUMNS), (measured, computed, wrong, watched))
+        rows.append(Row(name, "topoopt", {key: Value.of([number]) for key, number in numbers}))
+        print(f"{name:<34} measured {measured}, computed {computed}, wrong {wrong}, watched {watched}", flush=True)
+    title = f"H1 computed and certified, {options.steps:,} steps, measured every {options.every}"
+    table = Table("lazy", title, (__doc__ or "").split("\n\n", 2)[2].strip(), COLUMNS, tuple(rows))
+    save(results(__file__, [], [table], ("redzed-tda", "scikit-learn")), options.output)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,25 @@
 """Persistence, ours beside every library that is installed: seconds, peak memory, exactness; H0 from points and H0 + H1.
 
-    python benchmarks/persistence.py [--full] [--only h0|h1|bottleneck|measure] [--output benchmarks/results/persistence.json]
+    python benchmarks/persistence.py [--full] [--only h0 h1 bottleneck measure] [--output FILE]
 
 Each call runs in a process of its own, on one thread; times are of the processor, so that other work on the machine does not
-count, medians of three with the least and the largest; memory is what the calls added to the process's peak. Difference: the
-largest relative one of a sorted death (H0), or whether the sorted H1 bars are ripser's, bit for bit in float32. Targets: H0
-from points within 1.5 times the bare product X X^T; H0 + H1 at least 15 times faster than ripser.py.
+count, medians of three with the least and the largest; memory is what the calls added to the process's peak. Difference is from
+the first library of a table that gives an answer: the largest relative one of a sorted death (H0), whether the sorted H1 bars are
+the same, bit for bit in float32, or the distances of the diagrams.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from _results import Column, Row, Table, Value, results, save
 
 PROGRAM = """
 import json, statistics, sys, time
@@ -115,35 +114,43 @@ MEASURE: dict[str, Rival] = {
     "a step, two windows": ("", OURS, "collect([measure(x, y, windows={'first': old, 'last': 2 * old})])", "None"),
 }
 TWO = """
-import redzed_tda
-from scipy.spatial.distance import cdist
-Y = X + 1e-2 * np.random.default_rng(2).normal(size=X.shape)
-a, b = (np.asarray(redzed_tda.rips(cdist(points, points), maxdim=1)[1]) for points in (X, Y))
+if X.shape[1] > 2:  # H1 of points, and of the same a little moved
+    import redzed_tda
+    from scipy.spatial.distance import cdist
+    Y = X + 1e-2 * np.random.default_rng(2).normal(size=X.shape)
+    a, b = (np.asarray(redzed_tda.rips(cdist(points, points), maxdim=1)[1]) for points in (X, Y))
+else:  # drawn at random
+    draw = np.random.default_rng(0)
+    born = draw.uniform(size=len(X))
+    a = np.c_[born, born + draw.exponential(0.1, len(X))]
+    b = np.sort(a + draw.normal(scale=0.01, size=a.shape), axis=1)
 """
 BOTTLENECK: dict[str, Rival] = {
-    "topoopt": ("redzed_tda", TWO + "from topoopt.homology import bottleneck", "bottleneck(a, b)", "found"),
-    "gudhi (CGAL, GPL)": ("gudhi", TWO + "import gudhi", "gudhi.bottleneck_distance(a, b)", "found"),
     "hera in gudhi, exact": (
         "gudhi",
         TWO + "from gudhi.hera import bottleneck_distance as h",
         "h(a, b, delta=0.0)",
         "found",
     ),
+    "topoopt": ("redzed_tda", TWO + "from topoopt.homology import bottleneck", "bottleneck(a, b)", "found"),
+    "gudhi (CGAL, GPL)": ("gudhi", TWO + "import gudhi", "gudhi.bottleneck_distance(a, b)", "found"),
     "persim": ("persim", TWO + "import persim", "persim.bottleneck(a, b)", "found"),
 }
 TABLES: dict[str, tuple[str, dict[str, Rival]]] = {
     "h0": ("H0 from points", H0),
     "h1": ("H0 + H1 from distances", H1),
-    "measure": ("all that is measured of a group, H1 aside", MEASURE),
-    "bottleneck": ("bottleneck distance of two H1 diagrams", BOTTLENECK),
+    "measure": ("All that is measured of a group, H1 aside", MEASURE),
+    "bottleneck": ("Bottleneck distance of two diagrams", BOTTLENECK),
 }
-SIZES = {
-    "h0": ((256, 64), (1024, 257), (2048, 513)),
-    "h1": ((256, 64), (512, 64), (1024, 64)),
-    "measure": ((256, 785), (1024, 257), (2048, 513)),
-    "bottleneck": ((300, 16),),
+SIZES = {"h0": ((1024, 257),), "h1": ((512, 64),), "measure": ((1024, 257),), "bottleneck": ((300, 16),)}
+FULL = {
+    "h0": ((256, 64), (2048, 513), (4096, 1537)),
+    "h1": ((256, 64), (1024, 64), (2048, 64)),
+    "measure": ((256, 785), (2048, 513), (4096, 1537)),
+    "bottleneck": ((2768, 2),),
 }
-FULL = {"h0": ((4096, 1537),), "h1": ((2048, 64), (2048, 513)), "measure": ((4096, 1537),), "bottleneck": ((1000, 3),)}
+PATIENCE = 120
+"""Seconds after which a call is given up."""
 
 
 def measured(rival: Rival, x: Path, matrix: Path, repeats: int, answer_at: Path) -> dict[str, Any]:
@@ -158,9 +165,9 @@ def measured(rival: Rival, x: Path, matrix: Path, repeats: int, answer_at: Path)
     answer_at.unlink(missing_ok=True)
     command = [sys.executable, "-W", "ignore", "-c", program, *map(str, (x, matrix, answer_at))]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        return {"failed": "no answer after 600 s"}
+        return {"failed": f"no answer after {PATIENCE} s"}
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
     seconds, low, high, megabytes = json.loads(done.stdout.splitlines()[-1])
@@ -195,70 +202,63 @@ def difference(found: Any, expected: Any) -> str:
     return f"{float((np.abs(found - expected) / np.maximum(np.abs(expected), 1e-300)).max()):.1e}"
 
 
-def table(key: str, sizes: tuple[tuple[int, int], ...], repeats: int, folder: Path) -> list[dict[str, Any]]:
-    title, rivals = TABLES[key]
-    rows: list[dict[str, Any]] = []
-    for n, d in sizes:
-        print(
-            f"\n{title}, n = {n}, d = {d}\n{'':<22}{'seconds':>9}{'MB':>7}{'times first':>13}  difference", flush=True
-        )
-        first, expected = None, None
-        x, matrix = given(n, d, folder)
-        order = sorted(rivals, key=lambda name: name == "topoopt") if key == "h0" else list(rivals)
-        for name in order:
-            if rivals[name][0] and importlib.util.find_spec(rivals[name][0]) is None:
-                rows.append({"n": n, "d": d, "library": name, "failed": "not installed"})
-                continue
-            row = measured(rivals[name], x, matrix, repeats, folder / "answer.npy")
-            if "failed" in row:
-                print(f"{name:<22}{row['failed']}")
-                rows.append({"n": n, "d": d, "library": name, **row})
-                continue
-            answer = row.pop("answer")
+def named(key: str, n: int, d: int) -> str:
+    """A case in words."""
+    if key == "bottleneck":
+        return f"{n:,} points each, drawn at random" if d <= 2 else f"H1 of {n:,} points in {d} dimensions"
+    return f"n = {n:,}, d = {d:,}"
+
+
+def rows_of(key: str, n: int, d: int, repeats: int, folder: Path) -> list[Row]:
+    """Every library on one size; ratios are to the first that answers."""
+    rivals, rows, first, expected = TABLES[key][1], [], None, None
+    x, matrix = given(n, d, folder)
+    for name in sorted(rivals, key=lambda name: name == "topoopt") if key == "h0" else list(rivals):
+        if rivals[name][0] and importlib.util.find_spec(rivals[name][0]) is None:
+            rows.append(Row(named(key, n, d), name, failed="not installed"))
+            continue
+        found = measured(rivals[name], x, matrix, repeats, folder / "answer.npy")
+        if "failed" in found:
+            rows.append(Row(named(key, n, d), name, failed=found["failed"]))
+        else:
+            answer = found["answer"]
             expected = answer if expected is None else expected
-            first = row["seconds"] if first is None else first
-            row |= {"ratio": row["seconds"] / first, "difference": difference(answer, expected)}
-            rows.append({"n": n, "d": d, "library": name, **row})
-            shown = f"{row['seconds']:>9.4f}{row['megabytes']:>7.0f}{row['ratio']:>13.2f}"
-            print(f"{name:<22}{shown}  {row['difference']}", flush=True)
+            first = found["seconds"] if first is None else first
+            values = {
+                "seconds": Value(found["seconds"], found["least"], found["largest"], repeats),
+                "times the first": Value.of([found["seconds"] / first]),
+                "memory": Value.of([found["megabytes"]]),
+            }
+            rows.append(Row(named(key, n, d), name, values, {"difference": difference(answer, expected)}))
+        said = ", ".join(f"{k} {v.median:.3g}" for k, v in rows[-1].values.items())
+        print(f"{key:<11}{rows[-1].case:<32}{name:<22}{rows[-1].failed or said}", flush=True)
     return rows
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "numpy", "ripser", "redzed-tda", "gudhi", "giotto-ph", "canns-ripser", "scipy", "persim")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+COLUMNS = (
+    Column("seconds", "s"),
+    Column("times the first", "x", factor=1.8, slack=0.1),
+    Column("memory", "MB"),
+    Column("difference", "words", ""),
+)
+PACKAGES = ("numpy", "ripser", "redzed-tda", "gudhi", "giotto-ph", "canns-ripser", "scipy", "persim")
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--full", action="store_true", help="the large sizes too")
-    arguments.add_argument("--only", choices=list(TABLES), help="measure one table anew, keep the others")
-    arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "persistence.json")
-    options = arguments.parse_args()
-    results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, one thread",
-        "versions": versions(),
-        "tables": {},
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    if options.only and options.output.exists():
-        results["tables"] = json.loads(options.output.read_text(encoding="utf-8"))["tables"]
-    for key, (title, _) in TABLES.items():
-        if options.only in (None, key):
-            sizes = SIZES[key] + (FULL[key] if options.full else ())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the large sizes too")
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    explains, arguments = (__doc__ or "").split("\n\n", 2)[2].strip(), ["--full"] if options.full else []
+    for key in options.only:
+        rows: list[Row] = []
+        for n, d in sorted(SIZES[key] + (FULL[key] if options.full else ())):
             with tempfile.TemporaryDirectory() as folder:
-                rows = table(key, sizes, options.repeats, Path(folder))
-            results["tables"][key] = {"title": title, "rows": rows}
-            options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {options.output}")
+                rows += rows_of(key, n, d, options.repeats, Path(folder))
+        table = Table(key, TABLES[key][0], explains, COLUMNS, tuple(rows))
+        save(results(__file__, arguments, [table], PACKAGES), options.output)
 
 
 if __name__ == "__main__":

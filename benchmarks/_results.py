@@ -1,0 +1,248 @@
+"""The one format that benchmarks write, `benchmarks/results/*.json`: rows of medians with their spread, and where they are from.
+
+    python benchmarks/_results.py             # RESULTS.md, its plots and the README's table, from what is committed
+    python benchmarks/_results.py --readme    # the README's table alone
+
+A row is of one case (a model, a size) and one tool. What could not be run is a row too, with the error that was seen. `compare`
+is what `make bench-check` stands on: it looks at ratios and counts of topoopt's own rows and never at seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "topoopt"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A median of some runs, the least and the largest of them."""
+
+    median: float
+    low: float
+    high: float
+    runs: int = 1
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Value:
+        found = [float(value) for value in values]
+        return cls(statistics.median(found), min(found), max(found), len(found))
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a number is, and how far topoopt's own may move before `compare` objects."""
+
+    name: str
+    unit: Literal["s", "MB", "x", "%", "steps", "count", "words"]
+    better: Literal["less", "more", ""] = "less"
+    factor: float | None = None
+    """At most (at least, where more is better) so many times what is committed; None: not compared."""
+    slack: float = 0.0
+    """And so much beside it, in the column's unit: what is nearly nothing may double."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tool on one case."""
+
+    case: str
+    tool: str
+    values: dict[str, Value] = field(default_factory=dict)
+    """By the column's name."""
+    words: dict[str, str] = field(default_factory=dict)
+    failed: str = ""
+    """Why there is no number: the error as it was seen."""
+
+    @property
+    def ours(self) -> bool:
+        return self.tool.startswith(OURS)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that stand beside each other."""
+
+    key: str
+    title: str
+    explains: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...] = ()
+
+    def median(self, case: str, tool: str, column: str) -> float | None:
+        """A number of a row, or None where there is no such row or it has none."""
+        for row in self.rows:
+            if (row.case, row.tool) == (case, tool) and column in row.values:
+                return row.values[column].median
+        return None
+
+    @property
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(row.case for row in self.rows))
+
+    @property
+    def tools(self) -> list[str]:
+        return list(dict.fromkeys(row.tool for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one benchmark found."""
+
+    benchmark: str
+    command: str
+    machine: str
+    date: str
+    versions: dict[str, str]
+    tables: tuple[Table, ...]
+    threads: int = 1
+    load: float = 0.0
+    """Processes that wanted the machine when it was written, the benchmark's own among them."""
+
+    def table(self, key: str) -> Table:
+        return next(table for table in self.tables if table.key == key)
+
+
+def machine() -> str:
+    """The processor and its cores, in plain words."""
+    model = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = f"{len(names)} cores of {names[0]}, " if names else ""
+    return f"{model}{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed version of each; "not installed" where there is none."""
+    found = {}
+    for name in (OURS, "torch", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    if found[OURS] != "not installed":
+        found[OURS] = importlib.import_module(OURS).__version__  # of the source that runs, not of the one installed
+    return found
+
+
+def load(path: Path) -> Results:
+    """Read what `save` wrote."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    tables = tuple(
+        Table(
+            **{
+                **table,
+                "columns": tuple(Column(**column) for column in table["columns"]),
+                "rows": tuple(_row(row) for row in table["rows"]),
+            }
+        )
+        for table in data["tables"]
+    )
+    return Results(**{**data, "tables": tables})
+
+
+def _row(data: dict[str, Any]) -> Row:
+    return Row(**{**data, "values": {name: Value(*numbers) for name, numbers in data["values"].items()}})
+
+
+def save(found: Results, path: Path | None = None) -> Path:
+    """Write results; rows of the same machine and versions that were not measured anew stay."""
+    path = RESULTS / f"{found.benchmark}.json" if path is None else path
+    if path.exists():
+        found = merged(load(path), found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data: Any = asdict(found)
+    for table in data["tables"]:
+        for row in table["rows"]:
+            row["values"] = {
+                name: [float(f"{v['median']:.6g}"), float(f"{v['low']:.6g}"), float(f"{v['high']:.6g}"), v["runs"]]
+                for name, v in row["values"].items()
+            }
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return path
+
+
+def merged(old: Results, new: Results) -> Results:
+    """The new rows among the old ones, where both are of one machine and the same versions."""
+    if (old.machine, old.versions) != (new.machine, new.versions):
+        return new
+    fresh = {table.key: table for table in new.tables}
+    tables = []
+    for table in old.tables:
+        if table.key not in fresh:
+            tables.append(table)
+            continue
+        now = fresh.pop(table.key)
+        rows = {(row.case, row.tool): row for row in table.rows} | {(row.case, row.tool): row for row in now.rows}
+        tables.append(replace(now, rows=tuple(rows.values())))
+    return replace(new, tables=(*tables, *fresh.values()))
+
+
+def results(script: str, arguments: Sequence[str], tables: Iterable[Table], packages: Sequence[str]) -> Results:
+    """Results of a script, of now and of this machine."""
+    command = " ".join(["python", f"benchmarks/{Path(script).name}", *arguments])
+    today = datetime.date.today().isoformat()
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
+    return Results(Path(script).stem, command, machine(), today, versions(*packages), tuple(tables), load=load)
+
+
+# -- the check --------------------------------------------------------------------------------------------------------
+
+
+def compare(committed: Results, now: Results) -> list[str]:
+    """What of topoopt's own is worse than committed by more than its column allows; cases not measured anew are left out."""
+    worse = []
+    for table in now.tables:
+        known = {old.key: old for old in committed.tables}.get(table.key)
+        before = {} if known is None else {(row.case, row.tool): row for row in known.rows}
+        for row in table.rows:
+            old = before.get((row.case, row.tool))
+            if not row.ours or old is None or old.failed:
+                continue
+            where = f"{committed.benchmark}, {table.title}, {row.case}, {row.tool}"
+            if row.failed:
+                worse.append(f"{where}: {row.failed}")
+            worse += [f"{where}: {line}" for column in table.columns for line in _moved(column, old, row)]
+    return worse
+
+
+def _moved(column: Column, old: Row, new: Row) -> list[str]:
+    if column.factor is None or column.name not in old.values or column.name not in new.values:
+        return []
+    was, now = old.values[column.name].median, new.values[column.name].median
+    if column.better == "more":
+        bound = was / column.factor - column.slack
+        return [f"{column.name} {now:.4g}, committed {was:.4g}, at least {bound:.4g} allowed"] if now < bound else []
+    bound = was * column.factor + column.slack
+    return [f"{column.name} {now:.4g}, committed {was:.4g}, at most {bound:.4g} allowed"] if now > bound else []
+
+
+def main() -> None:
+    import _tables
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readme", action="store_true", help="the README's table alone")
+    given = parser.parse_args()
+    _tables.write_readme()
+    if not given.readme:
+        _tables.write_results()
+
+
+if __name__ == "__main__":
+    main()

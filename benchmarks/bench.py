@@ -1,0 +1,68 @@
+"""Every benchmark that stands beside its peers, one after the other, and what is made of their results.
+
+    python benchmarks/bench.py            # the small sizes: results/*.json, RESULTS.md, the README's table
+    python benchmarks/bench.py --full     # all of them
+    python benchmarks/bench.py --check    # the small sizes, beside what is committed: fails where topoopt's own ratios got worse
+
+Each benchmark has a process of its own, on one thread; on Linux `taskset` may keep it to one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import _results
+import _tables
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("geometry_distances", "homology_lazy", "persistence", "curvature_peers", "discovery_peers", "monitoring")
+OURS = {"monitoring": ("--tools", "topoopt, defaults", "topoopt, r", "topoopt, everything")}
+"""Arguments that leave out the peers' rows, which are not compared."""
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def run(script: str, *arguments: str) -> None:
+    """One benchmark; its own error ends the bench."""
+    print(f"== {script} {' '.join(arguments)}", flush=True)
+    began = time.perf_counter()
+    command = [sys.executable, "-W", "ignore", str(FOLDER / f"{script}.py"), *arguments]
+    subprocess.run(command, check=True, env={**os.environ, **THREADS})
+    print(f"== {script}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def check(scripts: list[str]) -> list[str]:
+    """What got worse, in words."""
+    worse: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for script in scripts:
+            now = Path(folder) / f"{script}.json"
+            run(script, "--output", str(now), *OURS.get(script, ()))
+            worse += _results.compare(_results.load(_results.RESULTS / f"{script}.json"), _results.load(now))
+    return worse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    given = parser.parse_args()
+    if given.check:
+        worse = check(given.only)
+        print("\n".join(worse) or "no ratio of topoopt's is worse than committed by more than its tolerance")
+        return 1 if worse else 0
+    for script in given.only:
+        run(script, *(["--full"] if given.full else []))
+    _tables.write_results()
+    _tables.write_readme()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
