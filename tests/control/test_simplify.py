@@ -287,9 +287,24 @@ def _rates(run: Run) -> list[float]:
     return [rate for rate, before in zip(rates[1:], rates, strict=False) if rate != before]
 
 
-@pytest.mark.parametrize("look", [Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}), Look(1e-7, math.inf, {})])
+LOOKS = [
+    Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}, {"largest_loop": 0.5, "silent": 0.0}),
+    Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}, {"silent": 1.0}),
+    Look(1e-7, math.inf, {}),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_a_look_is_read_back_from_the_events(look: Look) -> None:
     assert looks_in(["guard: x", look_event(look)]) == [look]
+
+
+def test_what_is_left_is_a_share_of_the_start() -> None:
+    assert LOOKS[0].shares == {"largest_loop": 0.5}
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loop = 0.1
+    run.go(10)
+    assert looks_in(run.events)[0].shares == {"largest_loop": pytest.approx(1 / 3)}
 
 
 def test_preserve_is_what_repairs() -> None:

