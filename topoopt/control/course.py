@@ -1,8 +1,8 @@
 """The course of a simplification, dose and response: written into a decision's events, and read from there for plots.
 
-    for step, decision in record.decisions:
-        for look in looks_in(decision.events):
-            look.dose, look.shares
+for step, decision in record.decisions:
+    for look in looks_in(decision.events):
+        look.dose, look.shares
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The memory of `Simplify` on its ramp, and how it is written. Pure functions.
 
 `rate` in force and `unit` = e/K of the start; `until`, the step at which the dwell is over, and `ask`, from which on its look
-is wanted; `losses` of the dwell, `first_loss` and the `guard` on it; `calm_rate`, `level` and `left`: rate, loss and measures
-of the last calm dwell; `ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited,
-stood at the ceiling (`top`), saw nothing (`blind`), moved nothing (`still`), stayed calm beyond the edge, and was resumed.
+is wanted; `losses` of the dwell, `first_loss` and the `guard` on it; `squares`, where the rule divides by averages of them;
+`calm_rate` of the remembered weights and how `far` they are from the end; `level` and `left`, loss and measures of the last
+dwell; `ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited, was within its
+end, stood at the ceiling (`top`), saw nothing (`blind`), moved nothing (`still`), stayed calm beyond the edge, and was resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from topoopt.control import ends as measures
 from topoopt.control.policy import Reading, State
 from topoopt.control.tracking import floats
 
-COUNTS = ("lost", "waited", "top", "blind", "still", "beyond")
+COUNTS = ("lost", "waited", "within", "top", "blind", "still", "beyond")
 
 
 def number(state: State, key: str) -> float:

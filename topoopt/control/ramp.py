@@ -24,10 +24,16 @@ BEYOND = 1.5
 """Largest r, in units of e, that a raise may lead to by the last readings."""
 MEMORY = 3
 """Readings, one a dwell, whose median curvature counts for that."""
-FASTEST = 2.0
-"""Largest raise after a dwell in which r had fallen below the edge."""
+FASTEST, FASTER = 2.0, 8.0
+"""Largest raise after a dwell in which r had fallen below the edge, and after a loss that left a rule's squares large."""
+WITHIN = 2
+"""Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
+DEAD = 1.2
+"""A loss above this times the start's, while no measure moves, is a dead run's."""
+WORSE, GROWN = 1.05, 1.5
+"""Distance from the end, over that of the remembered weights: up to which those of now are as good, from which on worse."""
 STILL = 0.01
 """A dwell moved nothing when neither its loss nor any measure changed by this share."""
 STRIDES = 4
@@ -78,17 +84,22 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     dose = number(state, "rate") / number(state, "unit")
     origin = values(state, "origin")
     events: Events = (look_event(Look(dose, level, now, {name: origin[name] for name in now if name in origin})),)
-    end = measures.reached(values(state, "ends"), origin, now, reading.neurons)
-    state = {**state, "waited": count(state, "waited") + 1}
+    ends = values(state, "ends")
+    end, held = (measures.reached(ends, origin, now, reading.neurons, kept=kept) for kept in (False, True))
+    state = {**state, "waited": count(state, "waited") + 1, "within": count(state, "within") + 1 if held else 0}
+    end = end or (held if count(state, "within") >= WITHIN else "")
     if end and not level >= first:
         why = f"simplify ended: {end} at {dose:.3g} e/K"
-        return repair.hand_over(policy, reading, state, *events, why, reached=True)
+        return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
     if end and count(state, "waited") > WAITS:  # simple because it is dead: a loss that does not come back
         return _lost(policy, reading, state, events)
     if end:
         note = f"{end}; the loss {level:.4g} is to fall below its start, {first:.4g}"
         return _hold(policy, reading, new_dwell(reading, state, policy.dwell), "wait", note, events)
+    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now):
+        return _lost(policy, reading, state, events, "dead: its neurons no longer move")
     if level > policy.calm * first or (math.isnan(level) and state["first_loss"] is not None):
+        state = {**state, "left": now}
         return _wait_out(policy, reading, state, level, events)
     return _raise(policy, reading, state, level, now, events)
 
@@ -123,11 +134,32 @@ def _raise(
         events = (*events, "the neurons could not be looked at after this dwell: the rate is raised without knowing")
     if unit > number(state, "unit") and max(count(state, "still") - 1, count(state, "beyond") - 2) == 0:
         events = (*events, "the edge that was read is not where this run moves: it is looked for further up")
-    calm = {"calm_rate": rate, "level": level, "left": now}
+    weights, far = _what_of_the_weights(reading, state, level, now)
+    calm: State = {"level": level, "left": now, "far": far}
+    if weights != "back":
+        calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
+    else:
+        events = (
+            *events,
+            "what was simplified has grown back in a calm dwell: the weights go back to the simplest so far",
+        )
     broke = number(state, "broke") * FORGIVE  # curvature gives way with time: what was too much may not be so later
     after = {**state, **calm, "broke": broke, "rate": limits[rule], "unit": unit, "top": top, "waited": 0}
-    weights = "keep" if reading.snapshot else ""
     return _hold(policy, reading, new_dwell(reading, after, policy.dwell), rule, "", events, weights)
+
+
+def _what_of_the_weights(reading: Reading, state: State, level: float, now: measures.Values) -> tuple[str, float]:
+    """Whether those of now are the simplest calm ones, and how far these are from the end.
+
+    Weights whose loss is above the start's may be on their way up.
+    """
+    kept, best = state.get("far"), number(state, "far")
+    here = measures.distance(values(state, "ends"), values(state, "origin"), now, reading.neurons)
+    if not reading.snapshot or level > number(state, "first_loss"):
+        return "", best if kept is not None else math.inf
+    if kept is None or math.isnan(here) or here <= WORSE * best:
+        return "keep", here if kept is None or math.isnan(best) or not here > best else best
+    return ("back" if here > GROWN * best else ""), best
 
 
 def _counted(reading: Reading, state: State, level: float, now: measures.Values) -> State:
@@ -153,12 +185,13 @@ def _limits(policy: Simplify, reading: Reading, state: State) -> tuple[dict[str,
     if still or beyond > 1:
         return {"raise": raised}, unit * raised / rate
     limits = {"raise": raised, "ceiling": policy.ceiling * unit}
-    if count(state, "lost"):
+    damped = count(state, "lost") > 0 and count(state, "squares") > 0
+    if count(state, "lost") and not damped:
         limits["lost"] = max(rate, BELOW * number(state, "broke"))
     if known and not beyond:
         near = edge / median(known)
         limits |= {
-            "raise": min(max(raised, policy.begin_at(reading.rule) * near), FASTEST * rate),
+            "raise": min(max(raised, policy.begin_at(reading.rule) * near), (FASTER if damped else FASTEST) * rate),
             "edge": max(BEYOND * near, rate),
         }
     return limits, unit
@@ -166,19 +199,24 @@ def _limits(policy: Simplify, reading: Reading, state: State) -> tuple[dict[str,
 
 def _moved_nothing(state: State, level: float, now: measures.Values) -> bool:
     before, last = values(state, "left"), number(state, "level")
-    if not now or set(before) != set(now) or not last:
-        return False
-    pairs = [(last, level), *((before[name], now[name]) for name in now)]
-    return all(abs(b - a) <= STILL * abs(a) for a, b in pairs)
+    return bool(last) and abs(level - last) <= STILL * abs(last) and _same(before, now)
 
 
-def _lost(policy: Simplify, reading: Reading, state: State, events: Events = ()) -> tuple[Decision, State]:
+def _same(before: measures.Values, now: measures.Values) -> bool:
+    """Whether every measure, of at least one, is what it was."""
+    same = bool(now) and set(before) == set(now)
+    return same and all(abs(now[name] - before[name]) <= STILL * abs(before[name]) for name in now)
+
+
+def _lost(
+    policy: Simplify, reading: Reading, state: State, events: Events = (), why: str = "being lost"
+) -> tuple[Decision, State]:
     """Back to the last calm weights, at two thirds of their rate; without a snapshot at two thirds of the rate alone."""
     calm, lost = number(state, "calm_rate"), count(state, "lost") + 1
     rate = calm / BACK if reading.snapshot else min(calm, number(state, "rate")) / BACK
     dose = rate / number(state, "unit")
     loss = f"{reading.loss:.4g}, {number(state, 'first_loss'):.4g} at the start" if reading.finite else "not finite"
-    event = f"the run was being lost (loss {loss}): the rate goes to {dose:.3g} e/K"
+    event = f"the run was {why} (loss {loss}): the rate goes to {dose:.3g} e/K"
     event += (
         ", the weights to those of the last calm dwell"
         if reading.snapshot
@@ -188,6 +226,7 @@ def _lost(policy: Simplify, reading: Reading, state: State, events: Events = ())
         **state,
         "lost": lost,
         "broke": number(state, "rate"),
+        "curvatures": [],
         "rate": rate,
         "calm_rate": rate,
         "waited": 0,
