@@ -1,7 +1,8 @@
 """Fine-tuning at rates too high: the first layers of MiniLM on Reuters R8 under Trainer, bare and with mode="preserve".
 
 Trainer's defaults (AdamW, linear decay, clipping to 1) at one rate that suits and others far above it; final test accuracy,
-training loss, the smallest factor, and what it costs: the ratio of both runs' CPU times, one thread. Homology takes at most 256 neurons a group: `Preserve` steers by r. Writes every run as JSON and a plot.
+training loss, the smallest factor, and what it costs: the ratio of both runs' CPU times, one
+thread. Homology takes at most 256 neurons a group: `Preserve` steers by r. Writes every run as JSON and a plot.
 
     python benchmarks/preserve.py [--steps 80] [--seeds 3] [--layers 2] [--length 32] [--budget 0.3] [--out FILE.json] [--replot]
 

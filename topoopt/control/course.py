@@ -1,8 +1,6 @@
 """The course of a simplification, dose and response: written into a decision's events, and read from there for plots.
 
-for step, decision in record.decisions:
-    for look in looks_in(decision.events):
-        look.dose, look.shares
+`looks_in(decision.events)` of each of a record's decisions gives them: `Look.dose` against `Look.shares`.
 """
 
 from __future__ import annotations

@@ -88,6 +88,8 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     end, held = (measures.reached(ends, origin, now, reading.neurons, kept=kept) for kept in (False, True))
     state = {**state, "waited": count(state, "waited") + 1, "within": count(state, "within") + 1 if held else 0}
     end = end or (held if count(state, "within") >= WITHIN else "")
+    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now):
+        return _lost(policy, reading, state, events, "dead: its neurons no longer move")
     if end and not level >= first:
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
@@ -95,9 +97,7 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
         return _lost(policy, reading, state, events)
     if end:
         note = f"{end}; the loss {level:.4g} is to fall below its start, {first:.4g}"
-        return _hold(policy, reading, new_dwell(reading, state, policy.dwell), "wait", note, events)
-    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now):
-        return _lost(policy, reading, state, events, "dead: its neurons no longer move")
+        return _hold(policy, reading, new_dwell(reading, {**state, "left": now}, policy.dwell), "wait", note, events)
     if level > policy.calm * first or (math.isnan(level) and state["first_loss"] is not None):
         state = {**state, "left": now}
         return _wait_out(policy, reading, state, level, events)
@@ -135,7 +135,7 @@ def _raise(
     if unit > number(state, "unit") and max(count(state, "still") - 1, count(state, "beyond") - 2) == 0:
         events = (*events, "the edge that was read is not where this run moves: it is looked for further up")
     weights, far = _what_of_the_weights(reading, state, level, now)
-    calm: State = {"level": level, "left": now, "far": far}
+    calm: State = {"level": level, "left": now, "far": far} | ({"kept": now} if weights == "keep" else {})
     if weights != "back":
         calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
     else:
@@ -226,6 +226,7 @@ def _lost(
         **state,
         "lost": lost,
         "broke": number(state, "rate"),
+        "lost_at": number(state, "rate"),
         "curvatures": [],
         "rate": rate,
         "calm_rate": rate,
@@ -248,10 +249,17 @@ def _stop(policy: Simplify, reading: Reading, state: State, why: str) -> tuple[D
     losses, first = floats(state["losses"]), number(state, "first_loss")
     high = reading.snapshot and bool(losses) and median(losses) > first
     back = "; the weights go back to those of the last calm dwell" if high else ""
-    event = f"simplify ended: {why}; {what_is_left(reading, state)}{back}"
+    kept = values(state, "kept") if high else None
+    event = f"simplify ended: {why}; {what_is_left(reading, state, kept or None)}{_held_back(state)}{back}"
     rate = number(state, "calm_rate" if high else "rate")
     decision, over = repair.hand_over(policy, reading, {**state, "rate": rate}, event)
     return replace(decision, weights="back" if high else ""), over
+
+
+def _held_back(state: State) -> str:
+    """What has kept the rate from rising, in words."""
+    lost, dose = count(state, "lost"), number(state, "lost_at") / number(state, "unit")
+    return f"; the run was lost {lost} times, last at {dose:.3g} e/K" if lost else ""
 
 
 def _hold(
