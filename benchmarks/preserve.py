@@ -56,7 +56,7 @@ class Run:
 
 def encoded(part: str, names: list[str], limit: int, length: int) -> list[dict[str, Any]]:
     """The texts as a model's inputs, the topics as labels."""
-    from _reuters import minilm, reuters
+    from _reuters import minilm, reuters  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer
 
     texts, topics = reuters(part)
@@ -66,7 +66,7 @@ def encoded(part: str, names: list[str], limit: int, length: int) -> list[dict[s
 
 def run(rate: float, mode: str, seed: int, data: tuple[Any, Any, int], options: argparse.Namespace) -> Run:
     """One fine-tuning from the pretrained weights."""
-    from _reuters import minilm
+    from _reuters import minilm  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
     from topoopt.integrations.transformers import TopoCallback
@@ -158,7 +158,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if not options.replot:
-        from _reuters import reuters
+        from _reuters import reuters  # pyright: ignore[reportMissingImports]
 
         names = sorted(set(reuters("train")[1]))
         data = (

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simplify"))
-from tasks import Cnn, Gpt2, Mlp, Task
+from tasks import Cnn, Gpt2, Mlp, Task  # pyright: ignore[reportMissingImports]
 
 from topoopt import Preserve, Schedule, Simplify, TopoOptimizer
 from topoopt.control import Policy, looks_in
@@ -35,8 +35,8 @@ from topoopt.report import plots
 
 BEFORE, EVERY = 200, 100
 SGD, ADAMW = partial(torch.optim.SGD, lr=1.0), partial(torch.optim.AdamW, lr=3e-3)
-ENDS = {"effective_rank": 0.3, "silent": 1 / 3}
-"""What `Simplify` is asked for: of the start's rank about half of what `Preserve` comes to."""
+SIMPLIFY = Simplify(effective_rank=0.3, silent=1 / 3)
+"""Of the start's rank about half of what `Preserve` comes to, or a third of the units."""
 
 
 class Perceptron(Mlp):
@@ -197,7 +197,7 @@ def main() -> None:
     for name in () if options.replot else options.tasks:
         outcomes = [one for one in outcomes if one.task != name]
         for seed in range(options.seeds):
-            for policy in (Preserve(floor=1e-6), Schedule({0: Preserve(floor=1e-6), BEFORE: Simplify(**ENDS)})):
+            for policy in (Preserve(floor=1e-6), Schedule({0: Preserve(floor=1e-6), BEFORE: SIMPLIFY})):
                 outcomes.append(run(name, seed, policy))
                 one = outcomes[-1]
                 print(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simplify"))
 from digits_simplify import Perceptron
-from tasks import Cnn, Task
+from tasks import Cnn, Task  # pyright: ignore[reportMissingImports]
 
 from topoopt import TopoOptimizer
 from topoopt.errors import TopoError
@@ -207,8 +207,8 @@ def picture(runs: list[Run], path: Path) -> None:
 def table(runs: list[Run]) -> None:
     """A row a task, rule and rate: medians over seeds."""
     print(
-        "| task | rule | rate | r/e | at r >= 1 | at r >= e | largest r_pair | rank | loops | distinct | activations | width | accuracy |"
-        "\n|" + "---|" * 13
+        "| task | rule | rate | r/e | at r >= 1 | at r >= e | largest r_pair | rank | loops | distinct | activations | width "
+        "| accuracy |\n|" + "---|" * 13
     )
     for task, rule, rate in dict.fromkeys((one.task, one.rule, one.rate) for one in runs):
         some = [one for one in runs if (one.task, one.rule, one.rate) == (task, rule, rate)]

@@ -135,7 +135,9 @@ def _raise(
     if unit > number(state, "unit") and max(count(state, "still") - 1, count(state, "beyond") - 2) == 0:
         events = (*events, "the edge that was read is not where this run moves: it is looked for further up")
     weights, far = _what_of_the_weights(reading, state, level, now)
-    calm: State = {"level": level, "left": now, "far": far} | ({"kept": now} if weights == "keep" else {})
+    calm: State = {"level": level, "left": now, "far": far}
+    if weights == "keep":
+        calm["kept"] = now
     if weights != "back":
         calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
     else:
@@ -148,17 +150,21 @@ def _raise(
     return _hold(policy, reading, new_dwell(reading, after, policy.dwell), rule, "", events, weights)
 
 
-def _what_of_the_weights(reading: Reading, state: State, level: float, now: measures.Values) -> tuple[str, float]:
-    """Whether those of now are the simplest calm ones, and how far these are from the end.
+def _what_of_the_weights(
+    reading: Reading, state: State, level: float, now: measures.Values
+) -> tuple[str, float | None]:
+    """Whether those of now are the simplest calm ones, and how far the simplest are from the end (None: nobody knows).
 
     Weights whose loss is above the start's may be on their way up.
     """
-    kept, best = state.get("far"), number(state, "far")
-    here = measures.distance(values(state, "ends"), values(state, "origin"), now, reading.neurons)
+    best = number(state, "far") if isinstance(state.get("far"), float) else None
     if not reading.snapshot or level > number(state, "first_loss"):
-        return "", best if kept is not None else math.inf
-    if kept is None or math.isnan(here) or here <= WORSE * best:
-        return "keep", here if kept is None or math.isnan(best) or not here > best else best
+        return "", best
+    here = measures.distance(values(state, "ends"), values(state, "origin"), now, reading.neurons)
+    if math.isnan(here):
+        return "keep", best
+    if best is None or here <= WORSE * best:
+        return "keep", here if best is None else min(here, best)
     return ("back" if here > GROWN * best else ""), best
 
 
