@@ -1,4 +1,4 @@
-"""Simplifying real layers, through the wrapper: `Preserve` throughout against `Simplify` from step 200 on, the same steps.
+"""Simplifying real layers, through the wrapper: `Preserve` against `Simplify`, the same steps, from the first step on.
 
 Perceptrons 64-48-48-10 (ReLU, Tanh, GELU) and a small CNN with BatchNorm on digits under squared loss, by plain SGD; a GPT-2
 of two layers on characters under cross entropy with label smoothing, by AdamW; and the ReLU perceptron under plain cross
@@ -28,12 +28,12 @@ from torch.nn.functional import cross_entropy
 sys.path.insert(0, str(Path(__file__).parents[1] / "simplify"))
 from tasks import Cnn, Gpt2, Mlp, Task  # pyright: ignore[reportMissingImports]
 
-from topoopt import Preserve, Schedule, Simplify, TopoOptimizer
+from topoopt import Preserve, Simplify, TopoOptimizer
 from topoopt.control import Policy, looks_in
 from topoopt.measurement import Decision, Measurement, SpectralReading
 from topoopt.report import plots
 
-BEFORE, EVERY = 200, 100
+EVERY = 100
 SGD, ADAMW = partial(torch.optim.SGD, lr=1.0), partial(torch.optim.AdamW, lr=3e-3)
 SIMPLIFY = Simplify(effective_rank=0.3, silent=1 / 3)
 """Of the start's rank about half of what `Preserve` comes to, or a third of the units."""
@@ -197,7 +197,7 @@ def main() -> None:
     for name in () if options.replot else options.tasks:
         outcomes = [one for one in outcomes if one.task != name]
         for seed in range(options.seeds):
-            for policy in (Preserve(floor=1e-6), Schedule({0: Preserve(floor=1e-6), BEFORE: SIMPLIFY})):
+            for policy in (Preserve(floor=1e-6), SIMPLIFY):
                 outcomes.append(run(name, seed, policy))
                 one = outcomes[-1]
                 print(

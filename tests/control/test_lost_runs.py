@@ -73,3 +73,17 @@ def test_squares_stay_as_large_as_the_lost_run_made_them() -> None:
     assert torch.isinf(rule.state[weight]["exp_avg_sq"]).all()  # 1e50 is none
     snapshot.back(rule)
     assert torch.isfinite(rule.state[weight]["exp_avg_sq"]).all()
+
+
+def test_momentum_that_began_after_the_snapshot_goes() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    rule = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    snapshot = Snapshot(True)
+    snapshot.keep(rule)
+    weight.grad = torch.full((3,), 1e9)
+    rule.step()
+    snapshot.back(rule)
+    assert torch.equal(weight, torch.ones(3))
+    weight.grad = torch.zeros(3)
+    rule.step()
+    assert torch.equal(weight, torch.ones(3))

@@ -250,9 +250,21 @@ def test_what_grows_back_is_slowed_down_then_taken_back() -> None:
     assert run.rate == pytest.approx(before / 2)
     run.loop = 0.1
     run.go(41)
-    assert any(d.weights == "back" for _, d in run.decisions)
-    assert any("has grown back" in event for event in run.events)
+    again = next(d for _, d in run.decisions if d.weights == "back")
+    assert again.policy == "simplify"
+    assert "has grown back" in again.events[0]
+
+
+def test_what_grows_back_late_is_taken_back_at_a_tenth_of_the_rate() -> None:
+    run = Run(Simplify(largest_loop=0.01, dwell=10), total=100)
+    run.go(70)
+    run.loss, run.loop, run.curvature = 0.5, 0.001, K / 100
+    run.go(14)
+    before, run.loop = run.rate, 0.1
+    run.go(16)
     assert run.decisions[-1][1].policy == "preserve"
+    assert any(d.weights == "back" for _, d in run.decisions[84:])
+    assert run.rate == pytest.approx(before / 10)
 
 
 def test_what_grows_back_is_simplified_again_where_nothing_was_kept() -> None:

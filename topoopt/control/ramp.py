@@ -30,8 +30,8 @@ WITHIN = 2
 """Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
-DEAD = 1.2
-"""A loss above this times the start's, while no measure moves, is a dead run's."""
+DEAD, FIXED = 1.2, 1e-4
+"""A loss above the first times the start's, while no measure moves by the second share, is a dead run's."""
 WORSE, GROWN = 1.05, 1.5
 """Distance from the end, over that of the remembered weights: up to which those of now are as good, from which on worse."""
 STILL = 0.01
@@ -88,7 +88,7 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     end, held = (measures.reached(ends, origin, now, reading.neurons, kept=kept) for kept in (False, True))
     state = {**state, "waited": count(state, "waited") + 1, "within": count(state, "within") + 1 if held else 0}
     end = end or (held if count(state, "within") >= WITHIN else "")
-    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now):
+    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
     if end and not level >= first:
         why = f"simplify ended: {end} at {dose:.3g} e/K"
@@ -158,7 +158,7 @@ def _what_of_the_weights(
     Weights whose loss is above the start's may be on their way up.
     """
     best = number(state, "far") if isinstance(state.get("far"), float) else None
-    if not reading.snapshot or level > number(state, "first_loss"):
+    if not reading.snapshot or max(level, reading.loss) > number(state, "first_loss"):
         return "", best
     here = measures.distance(values(state, "ends"), values(state, "origin"), now, reading.neurons)
     if math.isnan(here):
@@ -190,8 +190,9 @@ def _limits(policy: Simplify, reading: Reading, state: State) -> tuple[dict[str,
     raised = policy.up**stride * rate
     if still or beyond > 1:
         return {"raise": raised}, unit * raised / rate
-    limits = {"raise": raised, "ceiling": policy.ceiling * unit}
     damped = count(state, "lost") > 0 and count(state, "squares") > 0
+    edge_now = max(unit, edge / median(known)) if damped and known else unit
+    limits = {"raise": raised, "ceiling": policy.ceiling * edge_now}
     if count(state, "lost") and not damped:
         limits["lost"] = max(rate, BELOW * number(state, "broke"))
     if known and not beyond:
@@ -208,10 +209,10 @@ def _moved_nothing(state: State, level: float, now: measures.Values) -> bool:
     return bool(last) and abs(level - last) <= STILL * abs(last) and _same(before, now)
 
 
-def _same(before: measures.Values, now: measures.Values) -> bool:
-    """Whether every measure, of at least one, is what it was."""
+def _same(before: measures.Values, now: measures.Values, by: float = STILL) -> bool:
+    """Whether every measure, of at least one, is what it was, to a share of it."""
     same = bool(now) and set(before) == set(now)
-    return same and all(abs(now[name] - before[name]) <= STILL * abs(before[name]) for name in now)
+    return same and all(abs(now[name] - before[name]) <= by * abs(before[name]) for name in now)
 
 
 def _lost(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CHECK, LONGEST = 2, 4
 """Dwells after the hand-over until the neurons are looked at again, and the most from then on, each wait twice the last."""
-SLOWER = 0.5
-"""Factor on the rate when what was simplified grows back."""
+SLOWER, SLOWEST = 0.5, 0.1
+"""Factors on the rate when what was simplified grows back, and when it has."""
 RESUMED = 2
 """Times that the ramp is taken up again because what was simplified had grown back."""
 LATE = 0.75
@@ -31,8 +31,8 @@ def hand_over(
 
     A policy that steers takes the ramp's last rate for the user's own, `gain` times it, from here on; one that does not
     gives the user's own back. Where an end was `reached`, the weights are remembered and the neurons looked at now and
-    then: while they grow back the rate is lowered, and once they have the weights go back to those at which the end held.
-    Without a snapshot what grew back is simplified again.
+    then: while they grow back the rate is lowered; once they have the weights go back to those at which the end held, and
+    the ramp is taken up again, twice at most and not late in the run, else the rate is a tenth from there on.
     """
     rate = state["rate"]
     gain = rate / reading.lr if isinstance(rate, float) and policy.then.steers and reading.lr > 0 else 1.0
@@ -52,7 +52,7 @@ def decide(policy: Simplify, reading: Reading, state: State) -> tuple[Decision, 
         state, told, weights = _look(policy, reading, state)
         if state["phase"] != "then":
             decision, state = policy.decide(reading, state)
-            return replace(decision, events=(told, *decision.events)), state
+            return replace(decision, events=(told, *decision.events), weights=weights or decision.weights), state
     gain, inner = number(state, "gain"), state["inner"]
     assert isinstance(inner, dict)
     moved = replace(
@@ -80,12 +80,12 @@ def _look(policy: Simplify, reading: Reading, state: State) -> tuple[State, str,
         if not measures.further(values(state, "left"), now):
             return again, "", "keep" if reading.snapshot else ""
         return slower, f"what was simplified grows back ({left}): the rate is lowered", ""
+    resumed, total = count(state, "resumed"), reading.total_steps
+    if resumed < RESUMED and (total is None or reading.step <= LATE * total):
+        kept = {key: state[key] for key in ("ends", "origin", "first_loss", "began")}
+        start = {**policy.start(), **kept, "resumed": resumed + 1}
+        return start, f"what was simplified has grown back ({left}): once more", "back" if reading.snapshot else ""
     if reading.snapshot:
         told = f"what was simplified has grown back ({left}): the weights go back to those at which it had not"
-        return slower, told, "back"
-    resumed, total = count(state, "resumed"), reading.total_steps
-    if resumed >= RESUMED or (total is not None and reading.step > LATE * total):
-        return {**again, "check": None}, "", ""
-    kept = {key: state[key] for key in ("ends", "origin", "first_loss", "began")}
-    start = {**policy.start(), **kept, "resumed": resumed + 1}
-    return start, f"what was simplified has grown back ({left}): once more", ""
+        return {**slower, "gain": SLOWEST * number(state, "gain")}, told, "back"
+    return {**again, "check": None}, "", ""
