@@ -100,8 +100,8 @@ def hidden_rank(task: Task, model: nn.Module) -> float:
 
     def see(module: nn.Module, args: Any, out: Tensor) -> None:
         rows = (out.movedim(1, -1).flatten(0, -2) if out.ndim == 4 else out).double()
-        spectrum = torch.linalg.eigvalsh(torch.cov(rows.T))
-        ranks.append(float(spectrum.sum() ** 2 / spectrum.square().sum()))
+        spread = torch.cov(rows.T)  # (tr C)^2 / |C|_F^2 needs no eigenvalue; NaN for a run that was lost
+        ranks.append(float(spread.trace() ** 2 / spread.square().sum()))
 
     hooks = [m.register_forward_hook(see) for m in model.modules() if isinstance(m, nn.ReLU | nn.Tanh)]
     mode = model.training
