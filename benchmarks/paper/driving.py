@@ -30,8 +30,8 @@ from topoopt.measurement import (
     SpectralReading,
 )
 from topoopt.optimizer.rate import RateScaler, read_rates
-from topoopt.optimizer.state import Snapshot
 from topoopt.optimizer.steering import Steering
+from topoopt.optimizer.weights import Snapshot
 
 WARMUP = 10
 """Steps for which a reading under Adam's family counts as warming up."""

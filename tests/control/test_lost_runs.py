@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from topoopt import Preserve, Simplify, TopoOptimizer
-from topoopt.optimizer.state import Snapshot
+from topoopt.optimizer.weights import Snapshot
 
 
 class Notes:
