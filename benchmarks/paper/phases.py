@@ -41,7 +41,7 @@ RULES: dict[str, tuple[Any, tuple[float, ...]]] = {
     "adam": (torch.optim.Adam, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
 }
 COLOURS = {"sgd": "#1d3557", "adam": "#e76f51"}
-MEASURES = {"rank": "effective rank of the clouds", "loops": "log-persistence", "activations": "rank of activations"}
+MEASURES = {"rank": "clouds: effective rank", "loops": "clouds: log-persistence", "activations": "activations: rank"}
 
 
 @dataclass
@@ -184,18 +184,21 @@ def picture(runs: list[Run], path: Path) -> None:
     axes = figure.subplots(1, 4)
     for axis, (measure, words) in zip(axes, MEASURES.items(), strict=False):
         for one in runs:
-            if math.isfinite(one.median_r) and math.isfinite(one.left(measure)):
+            if len(one.course) > 1 and math.isfinite(one.median_r) and math.isfinite(one.left(measure)):
                 marker = "x" if one.lost else "o" if one.task == "mlp" else "s"
                 axis.scatter(max(one.median_r, 1e-3), one.left(measure), s=18, marker=marker, color=COLOURS[one.rule])
         for edge, colour in ((2.0, COLOURS["sgd"]), (3.8, COLOURS["adam"])):
             axis.axvline(1 / edge, color=colour, linestyle=":", linewidth=0.9)
         axis.axvline(1.0, color="#999999", linestyle="--", linewidth=0.9)
-        axis.set(xscale="log", xlabel="median r/e (dotted: eta*, dashed: e)", title=f"{words}, left of the start's")
+        axis.set(xscale="log", xlabel="median r/e (dotted: eta*, dashed: e)", title=words)
     for one in runs:
         if not one.lost:
             times, ranks = [m.above_edge for m in one.course], [m.rank for m in one.course]
             axes[-1].plot(times, ranks, color=COLOURS[one.rule], marker=".", linewidth=0.7, alpha=0.7)
-    axes[-1].set(xlabel="steps spent at r >= e", title="effective rank over the time above e")
+    axes[-1].set(xlabel="steps spent at r >= e", title="clouds: effective rank, over time")
+    axes[0].set_ylabel("left at the end, of the start's")
+    for axis in axes:
+        axis.title.set_fontsize(9)
     for rule, colour in COLOURS.items():
         axes[0].scatter([], [], color=colour, label=rule)
     for marker, words in (("o", "perceptron"), ("s", "CNN"), ("x", "lost")):
