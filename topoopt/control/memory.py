@@ -72,5 +72,5 @@ def note_origin(reading: Reading, state: State, *, chosen: bool) -> State:
 def what_is_left(reading: Reading, state: State, now: measures.Values | None = None) -> str:
     """The measures of now against what was asked for, in words."""
     wanted = values(state, "ends")
-    now = measures.seen(wanted, reading, 0) if now is None else now
+    now = {**values(state, "left"), **measures.seen(wanted, reading, 0)} if now is None else now
     return measures.left(wanted, values(state, "origin"), now, reading.neurons) or "no measure was asked for"

@@ -37,7 +37,7 @@ class Preserve:
 
     target: float = 0.9
     floor: float = 0.01
-    keep: float = 0.45
+    keep: float = 0.5
     interval: int = 10
     name = "preserve"
     steers = True
