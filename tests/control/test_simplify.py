@@ -239,6 +239,16 @@ def test_an_end_that_holds_twice_is_reached_without_its_margin() -> None:
     assert run.go(10).policy == "preserve"
 
 
+def test_a_collapsed_network_at_the_loss_of_chance_is_no_end() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss = 0.1
+    run.go(10)
+    run.loss, run.loop = 0.9, 0.001  # below its start, and far above what it was
+    assert run.go(10).policy == "simplify"
+    run.loss, run.loop = 0.15, 0.002
+    assert run.go(10).policy == "preserve"
+
+
 def test_what_grows_back_is_slowed_down_then_taken_back() -> None:
     run = started(Simplify(largest_loop=0.01, dwell=10))
     run.loss, run.loop = 0.5, 0.001

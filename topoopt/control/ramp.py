@@ -28,6 +28,8 @@ FASTEST, FASTER = 2.0, 8.0
 """Largest raise after a dwell in which r had fallen below the edge, and after a loss that left a rule's squares large."""
 WITHIN = 2
 """Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
+RECOVERED = 0.5
+"""Share of the start's loss, which may be chance's own, below which an end counts, or `calm` times the remembered weights'."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
 DEAD, FIXED = 1.2, 1e-4
@@ -90,13 +92,14 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     end = end or (held if count(state, "within") >= WITHIN else "")
     if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
-    if end and not level >= first:
+    back = max(RECOVERED * first, policy.calm * number(state, "kept_level"))
+    if end and not (level >= first or level > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
     if end and count(state, "waited") > WAITS:  # simple because it is dead: a loss that does not come back
         return _lost(policy, reading, state, events)
     if end:
-        note = f"{end}; the loss {level:.4g} is to fall below its start, {first:.4g}"
+        note = f"{end}; the loss {level:.4g} is to fall below {min(first, back):.4g}"
         return _hold(policy, reading, new_dwell(reading, {**state, "left": now}, policy.dwell), "wait", note, events)
     if level > policy.calm * first or (math.isnan(level) and state["first_loss"] is not None):
         state = {**state, "left": now}
@@ -137,7 +140,7 @@ def _raise(
     weights, far = _what_of_the_weights(reading, state, level, now)
     calm: State = {"level": level, "left": now, "far": far}
     if weights == "keep":
-        calm["kept"] = now
+        calm |= {"kept": now, "kept_level": level}
     if weights != "back":
         calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
     else:
