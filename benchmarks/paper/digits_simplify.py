@@ -166,7 +166,7 @@ def table(outcomes: list[Outcome]) -> None:
             kept, simple = pairs[seed, "preserve"], pairs[seed, "simplify"]
             share = simple.whole_rank / kept.whole_rank
             reached = share <= 0.5 or simple.silent >= 1 / 3
-            said = any("simplify ended" in event for event in simple.why)
+            said = any("ended" in event and not ("fell to" in event or "rose to" in event) for event in simple.why)
             bar = (
                 "reached"
                 if reached and simple.accuracy >= kept.accuracy - 0.01
