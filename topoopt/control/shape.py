@@ -12,6 +12,8 @@ FEW = 1024
 """Neurons up to which looking at them again and again is cheap."""
 FREE = 0.8
 """Share of the loop down to which nothing is done."""
+ASKS = 2
+"""Looks that may show no loop before none is looked for."""
 MOVED = 0.02
 """A share that moved by this since the last look is looked at again at the next step."""
 LONGEST = 50
@@ -20,7 +22,7 @@ LONGEST = 50
 
 def unseen() -> State:
     """The memory before anything was seen."""
-    return {"loop": None, "share": 1.0, "seen": -1, "wait": 1, "ask": None}
+    return {"loop": None, "share": 1.0, "seen": -1, "wait": 1, "ask": None, "asks": 0}
 
 
 def note(reading: Reading, state: State) -> State:
@@ -29,8 +31,9 @@ def note(reading: Reading, state: State) -> State:
         return state
     known = reading.topology_step >= 0 and not math.isnan(reading.largest_loop)
     if not known:
-        few = 0 < reading.neurons <= FEW
-        return {**state, "ask": reading.step + 1} if few and state["loop"] is None else state
+        asks, few = int(_number(state, "asks")), 0 < reading.neurons <= FEW
+        again = few and state["loop"] is None and asks < ASKS
+        return {**state, "ask": reading.step + 1 if again else None, "asks": asks + few}
     if state["loop"] is None:
         state = {**state, "loop": reading.largest_loop}
     loop, share, seen = _number(state, "loop"), _number(state, "share"), _number(state, "seen")
