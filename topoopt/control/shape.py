@@ -8,8 +8,8 @@ from topoopt.control.policy import Reading, State
 
 SHAPE = 0.15
 """A largest loop of at least this share of its cloud's diameter is a shape; those of a layer without one are about 0.05."""
-FEW = 1024
-"""Neurons up to which looking at them again and again is cheap."""
+FEWEST, FEW = 32, 1024
+"""Neurons that a shape takes, and up to which looking at them again and again is cheap."""
 FREE = 0.8
 """Share of the loop down to which nothing is done."""
 ASKS = 2
@@ -31,13 +31,13 @@ def note(reading: Reading, state: State) -> State:
         return state
     known = reading.topology_step >= 0 and not math.isnan(reading.largest_loop)
     if not known:
-        asks, few = int(_number(state, "asks")), 0 < reading.neurons <= FEW
+        asks, few = int(_number(state, "asks")), FEWEST <= reading.neurons <= FEW
         again = few and state["loop"] is None and asks < ASKS
         return {**state, "ask": reading.step + 1 if again else None, "asks": asks + few}
     if state["loop"] is None:
         state = {**state, "loop": reading.largest_loop}
     loop, share, seen = _number(state, "loop"), _number(state, "share"), _number(state, "seen")
-    if loop < SHAPE or reading.neurons > FEW:
+    if loop < SHAPE or not FEWEST <= reading.neurons <= FEW:
         return {**state, "ask": None}
     if reading.topology_step <= seen:
         return state
