@@ -6,7 +6,6 @@ Full freedom over when things are read, and nothing but the library below the wr
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from topoopt.measurement import (
 )
 from topoopt.optimizer.rate import RateScaler, read_rates
 from topoopt.optimizer.steering import Steering
+from topoopt.optimizer.weights import Snapshot
 
 WARMUP = 10
 """Steps for which a reading under Adam's family counts as warming up."""
@@ -90,7 +90,7 @@ class Driven:
         )
         self.rate = RateScaler(self.optimizer)
         self._tracker = SpectralTracker(self.optimizer, self.products)
-        self._kept: Any = None
+        self._kept = Snapshot(self.snapshot)
 
     @property
     def events(self) -> list[str]:
@@ -103,7 +103,7 @@ class Driven:
         value = value if math.isfinite(value) else math.inf  # seen, and not finite; NaN would be: not seen
         rates = read_rates(groups)
         decision = None
-        if steering.looks(self.step):
+        if self.step == 0 or steering.looks(self.step):  # a run measures its first step, whoever asks
             self.looks += 1
             steering.remember(self._measure())
         if steering.due(self.step, rates, self.total_steps):
@@ -113,16 +113,14 @@ class Driven:
         self.factor = steering.between(self.step, max(rates)) if decision is None else decision.scale
         wants = "" if decision is None else decision.weights
         if wants == "keep":
-            self._kept = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()["state"]))
+            self._kept.keep(self.optimizer, self.model.buffers())
         self.rate.apply(groups, self.factor)
         try:
             self.optimizer.step()
         finally:
             self.rate.restore()
         if wants == "back":  # after the step, whose gradients were those of a lost run
-            weights, state = copy.deepcopy(self._kept)
-            self.model.load_state_dict(weights)
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            self._kept.back(self.optimizer)
         self.step += 1
 
     def _decide(self, reading: SpectralReading, rates: tuple[float, ...]) -> Decision:

@@ -1,20 +1,21 @@
 """Does simplification pay? Accuracy over the width that is left, for several ways to a small network in equal steps.
 
-    simplify       the policy that simplifies, repair, `topoopt.compact`: units silent on the training data are cut out
+    simplify       `Simplify`, its repair, `topoopt.compact`: units silent on the training data are cut out
+    simplify, L2   `Simplify` for three quarters of the steps, cut to a width by the norm of the units' incoming weights, then
+                   trained for the last quarter
     scratch        the same widths, trained from the start in as many steps
-    L1, L2         the gently trained network, cut at three quarters of the steps by the norm of the units' incoming weights
-                   to the same widths, then trained for the last quarter
+    L1, L2         the gently trained network, cut at three quarters of the steps by norm, then trained for the last quarter
     Torch-Pruning  the same by Torch-Pruning's magnitude pruner
     cut only       L2 without training after it, from the network trained to the end
     plain          one large constant rate, and what `compact` finds in it
-    gentle         the full network at r = 0.9, as it is
+    gentle         the full network under `Preserve`, as it is
 
-Tasks: `mlp` (scikit-learn's digits, 64-48-48-10, ReLU), `cnn` (the same images, two convolutions with BatchNorm) and `gpt2`
-(a GPT-2 of two layers with ReLU, next characters of scikit-learn's own data descriptions). Squared loss with one-hot targets
-for the first two, cross entropy with label smoothing for the third: a loss must keep its curvature for a rate to reach the
-edge of stability late.
+Tasks: `mlp` (scikit-learn's digits, 64-48-48-10, ReLU), `cnn` (the same images, two convolutions with BatchNorm), both by SGD
+under squared loss with one-hot targets; `gpt2` (a GPT-2 of two layers with ReLU, next characters of scikit-learn's own data
+descriptions) by AdamW under cross entropy with label smoothing: a loss must keep its curvature for a rate to reach the edge
+of stability late. Every training but `plain` is steered by `Preserve` where it is not by `Simplify`.
 
-    python benchmarks/simplify/pays.py [--tasks mlp cnn gpt2] [--seeds 3] [--steps 4000] [--out FILE.json] [--replot]
+    python benchmarks/simplify/pays.py [--tasks mlp cnn gpt2] [--seeds 3] [--out FILE.json] [--replot]
 
 Needs scikit-learn, and for its rows Torch-Pruning (benchmarks/requirements.txt).
 """
@@ -26,92 +27,61 @@ import copy
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
-from ramp import PlainRamp
 from tasks import TASKS, Task
-from torch import Tensor, nn
+from torch import nn
 
 import topoopt
-from topoopt.curvature import proximity
+from topoopt import Preserve, Schedule, Simplify, TopoOptimizer
+from topoopt.control import Policy
+from topoopt.measurement import Decision, Measurement
 from topoopt.neurons import NeuronGroup, compact, discover
 from topoopt.neurons.compacting.cutting import Cut, Original
 from topoopt.neurons.compacting.result import Plan
 from topoopt.neurons.compacting.roles import incoming
 
-POLICY: Callable[[float, int], Any] = (
-    PlainRamp  # the one line: what simplifies, by the share of silent units and the steps
-)
-STRENGTHS = (0.08, 0.5)
-"""Shares of the units that are to be silent when it ends: soon, and as far as it comes."""
+GENTLE = Preserve(floor=1e-9, keep=0.0)
+SIMPLIFY = Schedule({0: GENTLE, 0.07: Simplify(silent=0.5, then=GENTLE)})
+"""Half of the units are to be silent: as far as it comes."""
 SHARES = (0.5, 0.25)
-"""Widths, as shares of the full ones, to which the other ways go too."""
-GENTLE, READ = 0.9, 50
-"""Target of r for gentle training and repair, and steps between readings."""
+"""Widths, as shares of the full ones, to which the other ways go."""
 
 
-class Gentle:
-    """The rate at which r = 0.9, read every 50 steps: by the median of the last three readings."""
+class Said:
+    """A sink that keeps how simplifying ended."""
 
     def __init__(self) -> None:
-        self._curvatures: list[float] = []
+        self.end = ""
 
-    def rate(self, step: int, run: Run) -> float:
-        if step % READ == 0 or not self._curvatures:
-            self._curvatures = [*self._curvatures[-2:], run.curvature()]
-        return GENTLE / max(median(self._curvatures), 1e-12)
+    def __call__(self, measurement: Measurement) -> None:
+        """Nothing of a measurement is kept."""
 
-
-class Plain:
-    """A constant rate."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-
-    def rate(self, step: int, run: Run) -> float:
-        return self._rate
+    def decided(self, step: int, decision: Decision) -> None:
+        self.end = next((event for event in decision.events if event.startswith("simplify ended")), self.end)
 
 
-class Run:
-    """One training: the model, its batches, and what a way of setting the rate may ask for."""
-
-    def __init__(self, task: Task, model: nn.Module, seed: int) -> None:
-        self.task, self.model = task, model
-        self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        self._batch = self._draw()
-        self.loss = float("nan")
-
-    def _draw(self) -> Tensor:
-        return torch.randint(len(self.task.inputs), (self.task.batch,), generator=self._generator)
-
-    def _loss(self) -> Tensor:
-        return self.task.loss(self.model, self.task.inputs[self._batch], self.task.targets[self._batch])
-
-    def curvature(self) -> float:
-        """K on this step's batch: r at a rate of 1."""
-        self._optimizer.param_groups[0]["lr"] = 1.0
-        return float(proximity(self._optimizer, self._loss, products=8).r)
-
-    def silent(self) -> float:
-        return self.task.silent(self.model)
-
-    def train(self, steps: int, way: Any) -> nn.Module:
-        self.model.train()
-        for step in range(steps):
-            self._batch = self._draw()
-            self._optimizer.param_groups[0]["lr"] = way.rate(step, self)
-            self._optimizer.zero_grad()
-            loss = self._loss()
-            loss.backward()
-            self.loss = float(loss.detach())
-            self._optimizer.step()
-        return self.model.eval()
+def train(task: Task, model: nn.Module, seed: int, steps: int, way: Policy | float) -> tuple[nn.Module, str]:
+    """Train in place under a policy, or at a constant rate; returns the model in eval mode, and how simplifying ended."""
+    generator, said = torch.Generator().manual_seed(seed), Said()
+    optimizer = task.optimizer(model, way if isinstance(way, float) else None)
+    if isinstance(way, Policy):
+        optimizer = TopoOptimizer(optimizer, model, mode=way, budget=None, per_group=False, max_points=64)
+        optimizer.total_steps = steps
+        optimizer.add_sink(said)
+    model.train()
+    for _ in range(steps):
+        batch = torch.randint(len(task.inputs), (task.batch,), generator=generator)
+        optimizer.zero_grad()
+        task.loss(model, task.inputs[batch], task.targets[batch]).backward()
+        optimizer.step()
+    if isinstance(optimizer, TopoOptimizer):
+        optimizer.detach()
+    return model.eval(), said.end
 
 
 def groups_of(task: Task, model: nn.Module) -> list[NeuronGroup]:
@@ -171,38 +141,41 @@ class Notes:
         print(row, flush=True)
 
 
-def run_seed(task: Task, seed: int, steps: int) -> list[dict[str, Any]]:
+def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
     """All ways for one seed."""
-    notes, quarter = Notes(task, seed), steps // 4
+    notes, steps, quarter = Notes(task, seed), task.steps, task.steps // 4
 
     def fresh(widths: list[int] | None = None) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return task.build(widths)
 
+    def tuned(cut: nn.Module) -> nn.Module:
+        return train(task, cut, seed + 1000, quarter, GENTLE)[0]
+
     def others(widths: list[int], given: str) -> None:
-        notes.add("scratch", Run(task, fresh(widths), seed).train(steps, Gentle()), given=given)
+        notes.add("scratch", train(task, fresh(widths), seed, steps, GENTLE)[0], given=given)
         notes.add("cut only", cut_to(task, full, widths, 2), given=given)
+        notes.add("simplify, L2", tuned(cut_to(task, simple, widths, 2)), given=given)
         pruned = {f"L{power}": cut_to(task, most, widths, power) for power in (1, 2)}
         if task.torch_pruning and find_spec("torch_pruning"):
             pruned["Torch-Pruning"] = by_torch_pruning(task, most, widths)
         for method, cut in pruned.items():
-            notes.add(method, Run(task, cut, seed + 1000).train(quarter, Gentle()), given=given)
+            notes.add(method, tuned(cut), given=given)
 
-    most = Run(task, fresh(), seed).train(steps - quarter, Gentle())
-    full = Run(task, copy.deepcopy(most), seed + 1000).train(quarter, Gentle())
+    most, _ = train(task, fresh(), seed, steps - quarter, GENTLE)
+    full = tuned(copy.deepcopy(most))
     notes.add("gentle", full)
-    for asked in STRENGTHS:
-        policy = POLICY(asked, steps)
-        large = Run(task, fresh(), seed).train(steps, policy)
-        small = compacted(task, large)
-        notes.add("simplify", small, given=f"simplify to {asked:.0%}", before=task.accuracy(large), said=policy.said)
-        if task.widths(small) != task.widths(full):
-            others(task.widths(small), f"simplify to {asked:.0%}")
+    large, said = train(task, fresh(), seed, steps, SIMPLIFY)
+    simple, _ = train(task, fresh(), seed, steps - quarter, SIMPLIFY)
+    small = compacted(task, large)
+    notes.add("simplify", small, given="simplify", before=task.accuracy(large), said=said)
+    if task.widths(small) != task.widths(full):
+        others(task.widths(small), "simplify")
     for share in SHARES:
         others([max(1, int(share * width)) for width in task.widths(full)], f"{share:.0%} of the width")
     for rate in task.large_rates:
-        large = Run(task, fresh(), seed).train(steps, Plain(rate))
+        large, _ = train(task, fresh(), seed, steps, rate)
         notes.add("plain", compacted(task, large), rate=rate, before=task.accuracy(large))
     return notes.rows
 
@@ -220,7 +193,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for method, marker in zip(points, "o*svP^XD"):
             x, y = zip(*sorted(points[method]))
             ax.scatter(x, y, marker=marker, s=90 if marker == "*" else 28, label=method, alpha=0.75)
-        title = f"{task}, {rows[0]['steps']} steps\nsimplify: {result['policy']}"
+        title = f"{task}, {rows[0]['steps']} steps"
         ax.set(xlabel="units left", ylabel="test accuracy", title=title)
         ax.set_ylim(bottom=max(0.0, median(row["accuracy"] for row in rows) - 0.15))
         ax.grid(alpha=0.3)
@@ -242,21 +215,20 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=["mlp"])
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "simplify.json")
     parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    began = time.process_time()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     for name in () if options.replot else options.tasks:
-        rows = [row for seed in range(options.seeds) for row in run_seed(TASKS[name](), seed, options.steps)]
-        rows = [{**row, "steps": options.steps} for row in rows]
+        rows = [row for seed in range(options.seeds) for row in run_seed(TASKS[name](), seed)]
+        rows = [{**row, "steps": TASKS[name].steps} for row in rows]
         result["rows"] = [row for row in result["rows"] if row["task"] != name] + rows
-        result |= {"policy": (POLICY.__doc__ or "").splitlines()[0].rstrip("."), "torch": torch.__version__,
-                   "topoopt": topoopt.__version__, "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+        result |= {"torch": torch.__version__, "topoopt": topoopt.__version__}
+        result["seconds"] = round(time.process_time() - began, 1)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     table(result["rows"])

@@ -1,4 +1,4 @@
-"""The tasks: data, a model of any widths, its loss, accuracy, and how many of its units are silent."""
+"""The tasks: data, a model of any widths, its optimizer, loss and accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn import datasets
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from topoopt.neurons import NeuronGroup
 
@@ -18,10 +19,9 @@ class Task:
 
     name: str
     batch = 256
+    steps = 3000
     large_rates: tuple[float, ...]
     torch_pruning = True
-    constant = 0.09
-    """Loss of the best constant prediction: above half of it nothing has been learnt, or all was lost."""
     inputs: Tensor
     targets: Tensor
     test_inputs: Tensor
@@ -29,6 +29,10 @@ class Task:
 
     def build(self, widths: list[int] | None = None) -> nn.Module:
         raise NotImplementedError
+
+    def optimizer(self, model: nn.Module, rate: float | None = None) -> Optimizer:
+        """At a rate that is to be steered, or at one that is not."""
+        return torch.optim.SGD(model.parameters(), lr=1.0 if rate is None else rate)
 
     def widths(self, model: Any) -> list[int]:
         raise NotImplementedError
@@ -43,26 +47,6 @@ class Task:
     def accuracy(self, model: nn.Module) -> float:
         with torch.no_grad():
             return float((self.outputs(model, self.test_inputs).argmax(-1) == self.test_targets).double().mean())
-
-    def activations(self, model: Any) -> list[nn.Module]:
-        return [module for module in model.modules() if isinstance(module, nn.ReLU)]
-
-    def silent(self, model: nn.Module) -> float:
-        """Share of the units that give zero on all training data."""
-        active: list[Tensor] = []
-
-        def see(module: nn.Module, args: Any, result: Tensor) -> None:
-            dim = 1 if result.ndim == 4 else -1
-            active.append((result.detach().movedim(dim, -1).flatten(0, -2) > 0).any(0))
-
-        handles = [module.register_forward_hook(see) for module in self.activations(model)]
-        mode = model.training
-        with torch.no_grad():
-            self.outputs(model.eval(), self.inputs)
-        model.train(mode)
-        for handle in handles:
-            handle.remove()
-        return float((~torch.cat(active)).double().mean())
 
     def chooses(self, group: NeuronGroup) -> bool:
         return group.kind in ("hidden", "channel")
@@ -94,7 +78,7 @@ class Mlp(Task):
 
 
 class Cnn(Task):
-    name, batch, large_rates = "cnn", 128, (1.0, 3.0)
+    name, batch, steps, large_rates = "cnn", 128, 1000, (1.0, 3.0)
 
     def __init__(self) -> None:
         self.inputs, self.targets, self.test_inputs, self.test_targets = digits(images=True)
@@ -111,8 +95,8 @@ class Cnn(Task):
 
 
 class Gpt2(Task):
-    name, batch, large_rates, torch_pruning = "gpt2", 32, (0.3,), False
-    length, constant = 32, 3.2
+    name, batch, steps, large_rates, torch_pruning = "gpt2", 32, 400, (0.03,), False
+    length = 32
 
     def __init__(self) -> None:
         sources: tuple[Any, ...] = (datasets.load_digits, datasets.load_iris, datasets.load_wine, datasets.load_breast_cancer,
@@ -146,8 +130,8 @@ class Gpt2(Task):
     def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
         return model(x).logits
 
-    def activations(self, model: Any) -> list[nn.Module]:
-        return [block.mlp.act for block in model.transformer.h]
+    def optimizer(self, model: nn.Module, rate: float | None = None) -> Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=3e-3 if rate is None else rate)
 
     def chooses(self, group: NeuronGroup) -> bool:
         return group.kind == "hidden"

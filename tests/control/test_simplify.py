@@ -111,9 +111,12 @@ def test_it_looks_once_a_dwell_and_asks_for_readings_only_then() -> None:
 def test_an_excursion_is_waited_out_and_in_the_end_put_out() -> None:
     run = started(Simplify(largest_loop=0.01, dwell=10))
     run.loss = 50.0
-    run.go(41)
+    for loop in (0.31, 0.33, 0.28, 0.25):
+        run.loop = loop
+        run.go(10)
     assert run.rate == pytest.approx(1.03 * UNIT)
-    run.go(10)
+    run.loop = 0.2
+    run.go(11)
     assert run.rate == pytest.approx(1.03 * UNIT / 1.5)
     assert "an excursion did not end" in run.events[-1]
     assert run.decisions[-1][1].weights == ""
@@ -207,8 +210,75 @@ def test_an_end_at_a_loss_that_does_not_come_back_is_a_dead_run() -> None:
     assert not any("simplify ended" in event for event in run.events)
 
 
-def test_what_grows_back_is_simplified_again() -> None:
+def test_dead_neurons_are_not_waited_for() -> None:
     run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.go(11)
+    run.loss = 3.0
+    run.go(10)
+    assert "dead" in run.events[-1]
+    assert run.decisions[-1][1].weights == "back" or any(d.weights == "back" for _, d in run.decisions)
+
+
+def test_weights_that_are_less_simple_or_on_their_way_up_are_not_remembered() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loop = 0.1
+    assert run.go(10).weights == "keep"
+    run.loop = 0.12
+    assert run.go(10).weights == ""
+    run.loop, run.loss = 0.05, 1.5
+    assert run.go(10).weights == ""
+    run.loop, run.loss = 0.2, 0.5
+    back = run.go(10)
+    assert (back.rule, back.weights) == ("raise", "back")
+
+
+def test_an_end_that_holds_twice_is_reached_without_its_margin() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss, run.loop = 0.5, 0.009
+    assert run.go(10).policy == "simplify"
+    assert run.go(10).policy == "preserve"
+
+
+def test_a_collapsed_network_at_the_loss_of_chance_is_no_end() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss = 0.1
+    run.go(10)
+    run.loss, run.loop = 0.9, 0.001  # below its start, and far above what it was
+    assert run.go(10).policy == "simplify"
+    run.loss, run.loop = 0.15, 0.002
+    assert run.go(10).policy == "preserve"
+
+
+def test_what_grows_back_is_slowed_down_then_taken_back() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss, run.loop = 0.5, 0.001
+    assert run.go(10).weights == "keep"
+    run.curvature = K / 10
+    run.go(4)
+    before, run.loop = run.rate, 0.008
+    run.go(18)
+    assert run.rate == pytest.approx(before / 2)
+    run.loop = 0.1
+    run.go(41)
+    again = next(d for _, d in run.decisions if d.weights == "back")
+    assert again.policy == "simplify"
+    assert "has grown back" in again.events[0]
+
+
+def test_what_grows_back_late_is_taken_back_at_a_tenth_of_the_rate() -> None:
+    run = Run(Simplify(largest_loop=0.01, dwell=10), total=100)
+    run.go(70)
+    run.loss, run.loop, run.curvature = 0.5, 0.001, K / 100
+    run.go(14)
+    before, run.loop = run.rate, 0.1
+    run.go(16)
+    assert run.decisions[-1][1].policy == "preserve"
+    assert any(d.weights == "back" for _, d in run.decisions[84:])
+    assert run.rate == pytest.approx(before / 10)
+
+
+def test_what_grows_back_is_simplified_again_where_nothing_was_kept() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10), snapshot=False)
     run.loss, run.loop = 0.5, 0.001
     run.go(12)
     assert run.decisions[-1][1].policy == "preserve"
@@ -287,10 +357,25 @@ def _rates(run: Run) -> list[float]:
     return [rate for rate, before in zip(rates[1:], rates, strict=False) if rate != before]
 
 
-@pytest.mark.parametrize("look", [Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}), Look(1e-7, math.inf, {})])
+LOOKS = [
+    Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}, {"largest_loop": 0.5, "silent": 0.0}),
+    Look(1.03, 2.5, {"largest_loop": 0.25, "silent": 3.0}, {"silent": 1.0}),
+    Look(1e-7, math.inf, {}),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_a_look_is_read_back_from_the_events(look: Look) -> None:
     assert looks_in(["guard: x", look_event(look)]) == [look]
 
 
+def test_what_is_left_is_a_share_of_the_start() -> None:
+    assert LOOKS[0].shares == {"largest_loop": 0.5}
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loop = 0.1
+    run.go(10)
+    assert looks_in(run.events)[0].shares == {"largest_loop": pytest.approx(1 / 3)}
+
+
 def test_preserve_is_what_repairs() -> None:
-    assert Simplify().then == Preserve(0.9)
+    assert Simplify().then == Preserve(0.9, keep=0.0)

@@ -75,6 +75,21 @@ def reached(ends: Mapping[str, float], origin: Values, now: Values, neurons: int
     return ""
 
 
+def distance(ends: Mapping[str, float], origin: Values, now: Values, neurons: int) -> float:
+    """How far the nearest end is: its measure over what is asked for, the other way round for counts that rise; 1 is there."""
+    far = []
+    for name, value in now.items():
+        goal = wanted(name, ends[name], origin, neurons)
+        far.append(goal / max(value, 0.5) if ENDS[name].rises else value / goal if goal > 0 else math.nan)
+    return min((one for one in far if not math.isnan(one)), default=math.nan)
+
+
+def further(before: Values, now: Values) -> bool:
+    """Whether any measure has moved away from its end since."""
+    moved = {name: value - before.get(name, value) for name, value in now.items()}
+    return any(by < 0 if ENDS[name].rises else by > 0 for name, by in moved.items())
+
+
 def left(ends: Mapping[str, float], origin: Values, now: Values, neurons: int) -> str:
     """What is left of each measure, in words."""
     parts = []

@@ -1,8 +1,10 @@
 """The memory of `Simplify` on its ramp, and how it is written. Pure functions.
 
 `rate` in force and `unit` = e/K of the start; `until`, the step at which the dwell is over, and `ask`, from which on its look
-is wanted; `losses` of the dwell, `first_loss` and the `guard` on it; `calm_rate`, `level` and `left`: rate, loss and measures
-of the last calm dwell; `ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited,
+is wanted; `losses` of the dwell, `first_loss` and the `guard` on it; `squares`, where the rule divides by averages of them;
+`calm_rate` of the remembered weights, what they have (`kept`, `kept_level`) and how `far` from the end they are; `level` and
+`left`, loss and measures of the last dwell; `broke` and `lost_at`, the rate that lost the run, the first forgiven bit by bit;
+`ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited, was within its end,
 stood at the ceiling (`top`), saw nothing (`blind`), moved nothing (`still`), stayed calm beyond the edge, and was resumed.
 """
 
@@ -14,7 +16,7 @@ from topoopt.control import ends as measures
 from topoopt.control.policy import Reading, State
 from topoopt.control.tracking import floats
 
-COUNTS = ("lost", "waited", "top", "blind", "still", "beyond")
+COUNTS = ("lost", "waited", "within", "top", "blind", "still", "beyond")
 
 
 def number(state: State, key: str) -> float:
@@ -70,5 +72,5 @@ def note_origin(reading: Reading, state: State, *, chosen: bool) -> State:
 def what_is_left(reading: Reading, state: State, now: measures.Values | None = None) -> str:
     """The measures of now against what was asked for, in words."""
     wanted = values(state, "ends")
-    now = measures.seen(wanted, reading, 0) if now is None else now
+    now = {**values(state, "left"), **measures.seen(wanted, reading, 0)} if now is None else now
     return measures.left(wanted, values(state, "origin"), now, reading.neurons) or "no measure was asked for"

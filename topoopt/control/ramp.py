@@ -24,10 +24,18 @@ BEYOND = 1.5
 """Largest r, in units of e, that a raise may lead to by the last readings."""
 MEMORY = 3
 """Readings, one a dwell, whose median curvature counts for that."""
-FASTEST = 2.0
-"""Largest raise after a dwell in which r had fallen below the edge."""
+FASTEST, FASTER = 2.0, 8.0
+"""Largest raise after a dwell in which r had fallen below the edge, and after a loss that left a rule's squares large."""
+WITHIN = 2
+"""Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
+RECOVERED = 0.5
+"""Share of the start's loss, which may be chance's own, below which an end counts, or `calm` times the remembered weights'."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
+DEAD, FIXED = 1.2, 1e-4
+"""A loss above the first times the start's, while no measure moves by the second share, is a dead run's."""
+WORSE, GROWN = 1.05, 1.5
+"""Distance from the end, over that of the remembered weights: up to which those of now are as good, from which on worse."""
 STILL = 0.01
 """A dwell moved nothing when neither its loss nor any measure changed by this share."""
 STRIDES = 4
@@ -76,18 +84,25 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     losses, first = floats(state["losses"]), number(state, "first_loss")
     level = median(losses[len(losses) // 2 :]) if losses else math.nan
     dose = number(state, "rate") / number(state, "unit")
-    events: Events = (look_event(Look(dose, level, now)),)
-    end = measures.reached(values(state, "ends"), values(state, "origin"), now, reading.neurons)
-    state = {**state, "waited": count(state, "waited") + 1}
-    if end and not level >= first:
+    origin = values(state, "origin")
+    events: Events = (look_event(Look(dose, level, now, {name: origin[name] for name in now if name in origin})),)
+    ends = values(state, "ends")
+    end, held = (measures.reached(ends, origin, now, reading.neurons, kept=kept) for kept in (False, True))
+    state = {**state, "waited": count(state, "waited") + 1, "within": count(state, "within") + 1 if held else 0}
+    end = end or (held if count(state, "within") >= WITHIN else "")
+    if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
+        return _lost(policy, reading, state, events, "dead: its neurons no longer move")
+    back = max(RECOVERED * first, policy.calm * number(state, "kept_level"))
+    if end and not (level >= first or level > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
-        return repair.hand_over(policy, reading, state, *events, why, reached=True)
+        return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
     if end and count(state, "waited") > WAITS:  # simple because it is dead: a loss that does not come back
         return _lost(policy, reading, state, events)
     if end:
-        note = f"{end}; the loss {level:.4g} is to fall below its start, {first:.4g}"
-        return _hold(policy, reading, new_dwell(reading, state, policy.dwell), "wait", note, events)
+        note = f"{end}; the loss {level:.4g} is to fall below {min(first, back):.4g}"
+        return _hold(policy, reading, new_dwell(reading, {**state, "left": now}, policy.dwell), "wait", note, events)
     if level > policy.calm * first or (math.isnan(level) and state["first_loss"] is not None):
+        state = {**state, "left": now}
         return _wait_out(policy, reading, state, level, events)
     return _raise(policy, reading, state, level, now, events)
 
@@ -122,11 +137,38 @@ def _raise(
         events = (*events, "the neurons could not be looked at after this dwell: the rate is raised without knowing")
     if unit > number(state, "unit") and max(count(state, "still") - 1, count(state, "beyond") - 2) == 0:
         events = (*events, "the edge that was read is not where this run moves: it is looked for further up")
-    calm = {"calm_rate": rate, "level": level, "left": now}
+    weights, far = _what_of_the_weights(reading, state, level, now)
+    calm: State = {"level": level, "left": now, "far": far}
+    if weights == "keep":
+        calm |= {"kept": now, "kept_level": level}
+    if weights != "back":
+        calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
+    else:
+        events = (
+            *events,
+            "what was simplified has grown back in a calm dwell: the weights go back to the simplest so far",
+        )
     broke = number(state, "broke") * FORGIVE  # curvature gives way with time: what was too much may not be so later
     after = {**state, **calm, "broke": broke, "rate": limits[rule], "unit": unit, "top": top, "waited": 0}
-    weights = "keep" if reading.snapshot else ""
     return _hold(policy, reading, new_dwell(reading, after, policy.dwell), rule, "", events, weights)
+
+
+def _what_of_the_weights(
+    reading: Reading, state: State, level: float, now: measures.Values
+) -> tuple[str, float | None]:
+    """Whether those of now are the simplest calm ones, and how far the simplest are from the end (None: nobody knows).
+
+    Weights whose loss is above the start's may be on their way up.
+    """
+    best = number(state, "far") if isinstance(state.get("far"), float) else None
+    if not reading.snapshot or max(level, reading.loss) > number(state, "first_loss"):
+        return "", best
+    here = measures.distance(values(state, "ends"), values(state, "origin"), now, reading.neurons)
+    if math.isnan(here):
+        return "keep", best
+    if best is None or here <= WORSE * best:
+        return "keep", here if best is None else min(here, best)
+    return ("back" if here > GROWN * best else ""), best
 
 
 def _counted(reading: Reading, state: State, level: float, now: measures.Values) -> State:
@@ -151,13 +193,15 @@ def _limits(policy: Simplify, reading: Reading, state: State) -> tuple[dict[str,
     raised = policy.up**stride * rate
     if still or beyond > 1:
         return {"raise": raised}, unit * raised / rate
-    limits = {"raise": raised, "ceiling": policy.ceiling * unit}
-    if count(state, "lost"):
+    damped = count(state, "lost") > 0 and count(state, "squares") > 0
+    edge_now = max(unit, edge / median(known)) if damped and known else unit
+    limits = {"raise": raised, "ceiling": policy.ceiling * edge_now}
+    if count(state, "lost") and not damped:
         limits["lost"] = max(rate, BELOW * number(state, "broke"))
     if known and not beyond:
         near = edge / median(known)
         limits |= {
-            "raise": min(max(raised, policy.begin_at(reading.rule) * near), FASTEST * rate),
+            "raise": min(max(raised, policy.begin_at(reading.rule) * near), (FASTER if damped else FASTEST) * rate),
             "edge": max(BEYOND * near, rate),
         }
     return limits, unit
@@ -165,19 +209,24 @@ def _limits(policy: Simplify, reading: Reading, state: State) -> tuple[dict[str,
 
 def _moved_nothing(state: State, level: float, now: measures.Values) -> bool:
     before, last = values(state, "left"), number(state, "level")
-    if not now or set(before) != set(now) or not last:
-        return False
-    pairs = [(last, level), *((before[name], now[name]) for name in now)]
-    return all(abs(b - a) <= STILL * abs(a) for a, b in pairs)
+    return bool(last) and abs(level - last) <= STILL * abs(last) and _same(before, now)
 
 
-def _lost(policy: Simplify, reading: Reading, state: State, events: Events = ()) -> tuple[Decision, State]:
+def _same(before: measures.Values, now: measures.Values, by: float = STILL) -> bool:
+    """Whether every measure, of at least one, is what it was, to a share of it."""
+    same = bool(now) and set(before) == set(now)
+    return same and all(abs(now[name] - before[name]) <= by * abs(before[name]) for name in now)
+
+
+def _lost(
+    policy: Simplify, reading: Reading, state: State, events: Events = (), why: str = "being lost"
+) -> tuple[Decision, State]:
     """Back to the last calm weights, at two thirds of their rate; without a snapshot at two thirds of the rate alone."""
     calm, lost = number(state, "calm_rate"), count(state, "lost") + 1
     rate = calm / BACK if reading.snapshot else min(calm, number(state, "rate")) / BACK
     dose = rate / number(state, "unit")
     loss = f"{reading.loss:.4g}, {number(state, 'first_loss'):.4g} at the start" if reading.finite else "not finite"
-    event = f"the run was being lost (loss {loss}): the rate goes to {dose:.3g} e/K"
+    event = f"the run was {why} (loss {loss}): the rate goes to {dose:.3g} e/K"
     event += (
         ", the weights to those of the last calm dwell"
         if reading.snapshot
@@ -187,6 +236,8 @@ def _lost(policy: Simplify, reading: Reading, state: State, events: Events = ())
         **state,
         "lost": lost,
         "broke": number(state, "rate"),
+        "lost_at": number(state, "rate"),
+        "curvatures": [],
         "rate": rate,
         "calm_rate": rate,
         "waited": 0,
@@ -208,10 +259,17 @@ def _stop(policy: Simplify, reading: Reading, state: State, why: str) -> tuple[D
     losses, first = floats(state["losses"]), number(state, "first_loss")
     high = reading.snapshot and bool(losses) and median(losses) > first
     back = "; the weights go back to those of the last calm dwell" if high else ""
-    event = f"simplify ended: {why}; {what_is_left(reading, state)}{back}"
+    kept = values(state, "kept") if high else None
+    event = f"simplify ended: {why}; {what_is_left(reading, state, kept or None)}{_held_back(state)}{back}"
     rate = number(state, "calm_rate" if high else "rate")
     decision, over = repair.hand_over(policy, reading, {**state, "rate": rate}, event)
     return replace(decision, weights="back" if high else ""), over
+
+
+def _held_back(state: State) -> str:
+    """What has kept the rate from rising, in words."""
+    lost, dose = count(state, "lost"), number(state, "lost_at") / number(state, "unit")
+    return f"; the run was lost {lost} times, last at {dose:.3g} e/K" if lost else ""
 
 
 def _hold(

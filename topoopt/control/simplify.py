@@ -19,11 +19,17 @@ DEFAULT_ENDS = {"largest_loop": 0.01, "effective_rank": 0.5, "silent": 1 / 3}
 """The ends of `Simplify()`, but for those that the neurons meet at the start."""
 TARGETS, DEFAULT_TARGET = {"adam": 0.7}, 1.03
 """Rate to begin at by family of update rule, in units of e/K: the first family that the rule's name contains."""
-GUARDS, DEFAULT_GUARD = {"adam": 30.0}, 1e4
+GUARDS, DEFAULT_GUARD = {"adam": 100.0}, 1e4
 """Loss, in units of the start's, above which a run is being lost. Excursions of gradient descent gather the neurons and end
 by themselves, at up to 1,000 times the start; those of Adam scatter them, and must be ended early."""
+SQUARES = ("adam", "rmsprop", "adagrad")
+"""Families of rules that divide by averages of squares: what a lost run left in them stays, and e/K with it is another."""
 FIRST = 3
 """Readings whose median curvature gives the rate to begin at: one mini-batch is not enough."""
+
+
+def _repair() -> Policy:
+    return Preserve(keep=0.0)  # what is left of a shape is not what is to stay
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Simplify:
     Args:
         target: rate to begin at, in units of e/K; None: 1.03, and 0.7 for Adam's family.
         ceiling: largest rate, in units of e/K at the start.
-        guard: a run whose loss exceeds this times its start's is being lost; None: 1e4, and 30 for
+        guard: a run whose loss exceeds this times its start's is being lost; None: 1e4, and 100 for
             Adam's family.
         up: factor on the rate after a calm dwell.
         dwell: steps for which a rate is left alone.
@@ -78,7 +84,7 @@ class Simplify:
     twins: float | None = None
     silent: float | None = None
     vanishing: float | None = None
-    then: Policy = field(default_factory=Preserve)
+    then: Policy = field(default_factory=_repair)
     interval: int = 10
     name = "simplify"
     steers = True
@@ -177,7 +183,12 @@ class Simplify:
         first = state["rate"] is None
         state = {**state, "curvatures": seen, "unit": unit, "rate": rate, "calm_rate": rate}
         if len(seen) == FIRST:
-            state = {**state, "guard": self.guard or _by_family(GUARDS, DEFAULT_GUARD, reading.rule)}
+            squares = float(any(family in reading.rule.lower() for family in SQUARES))
+            state = {
+                **state,
+                "squares": squares,
+                "guard": self.guard or _by_family(GUARDS, DEFAULT_GUARD, reading.rule),
+            }
             state = memory.begin(reading, state, self.dwell)
         decision = Decision(
             bounded(rate / reading.lr),

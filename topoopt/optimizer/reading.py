@@ -110,6 +110,7 @@ class Reader:
         rule, edge = recognise(self._rule)
         values = [loss.value.detach().float().sum() for loss in tape.relevant()[1]]
         total = sum(brought_over(values)) if values else math.nan
+        total = math.inf if values and math.isnan(total) else total  # seen, and no number; NaN would be: not seen
         return SpectralReading(
             rule=rule, edge=edge, loss=total, reason="only the loss was looked at", warming=self.warming()
         )

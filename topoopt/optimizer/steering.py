@@ -194,7 +194,9 @@ class Steering:
 
     def _read(self, seen: SpectralReading, step: int, lr: float, base_lr: float, total_steps: int | None) -> Reading:
         """The reading at the user's rate of now: it may be of a step that was taken with a factor, at another rate."""
-        then = max(seen.lr, default=0.0)
+        then, neurons = max(seen.lr, default=0.0), self._seen
+        if neurons.silent < 0 and not math.isnan(seen.silent):  # a reading sees them as a share of all units
+            neurons = replace(neurons, silent=round(seen.silent * neurons.neurons))
         r = seen.r / seen.scale * (lr / then if then > 0 else 1.0)
         return Reading(
             step=step,
@@ -210,7 +212,7 @@ class Steering:
             reason=seen.reason,
             warming=seen.warming,
             snapshot=self.snapshot,
-            **asdict(self._seen),
+            **asdict(neurons),
         )
 
     def between(self, step: int, lr: float | None) -> float:

@@ -172,7 +172,7 @@ class Stepper(Instruments):
         """Let the policy see a reading; remember the weights, or go back to them, as it asks."""
         decision = self.steering.decide(seen, self.steps, max(rates), self.rate.base, self.history.about.total_steps)
         if decision.weights == "keep":
-            self.snapshot.keep(self.rule)
+            self.snapshot.keep(self.rule, self.capture.model.buffers())
         self._going_back = decision.weights == "back"
         self.lr_scale = self.steering.decision.scale
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +51,15 @@ def _entries(weight: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // EACH)]
 
 
-class Snapshot:
-    """The weights and the optimizer's state as they stood, in host memory: what a policy goes back to.
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+"""State that torch's rules divide by the root of."""
 
-    Costs as much host memory as weights and state, from the first `keep` on.
+
+class Snapshot:
+    """Weights, buffers and the optimizer's state as they stood, in host memory: what a policy goes back to.
+
+    Buffers too: a batch norm that has once seen a lost run's activations keeps them in its averages, for good where they were
+    not finite. Costs as much host memory as all of it, from the first `keep` on.
     """
 
     def __init__(self, allowed: bool) -> None:
@@ -63,24 +68,34 @@ class Snapshot:
         self._state: list[tuple[Tensor, dict[str, Any]]] = []
 
     @torch.no_grad()
-    def keep(self, optimizer: Optimizer) -> None:
+    def keep(self, optimizer: Optimizer, buffers: Iterable[Tensor] = ()) -> None:
         """Remember what stands now; where it is not allowed nothing happens."""
         if not self._allowed:
             return
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        self._weights = [(p, p.detach().to("cpu", copy=True)) for p in weights]
-        self._state = [(p, _copied(optimizer.state[p])) for p in weights if p in optimizer.state]
+        self._weights = [(t, t.detach().to("cpu", copy=True)) for t in (*weights, *buffers)]
+        self._state = [(p, _copied(optimizer.state[p]) if p in optimizer.state else {}) for p in weights]
 
     @torch.no_grad()
     def back(self, optimizer: Optimizer) -> bool:
-        """Put back what was remembered; returns whether there was anything."""
+        """Put back what was remembered; returns whether there was anything.
+
+        Averages of squared gradients stay as large as the lost run has made them: with those that it was lost with it
+        would be lost again, at almost any rate.
+        """
         for parameter, value in self._weights:
             parameter.copy_(value.to(parameter.device))
         for parameter, state in self._state:
+            if parameter not in optimizer.state:
+                continue
             held = optimizer.state[parameter]
+            for key in held.keys() - state.keys() - {"step"}:
+                _forget(held, key)  # it began since: a lost run's momentum would go on losing it
             for key, value in state.items():
                 if isinstance(value, Tensor) and isinstance(held.get(key), Tensor):
-                    held[key].copy_(value.to(held[key].device))
+                    now, value = held[key], value.to(held[key].device)
+                    larger = torch.where(now.isfinite(), now.maximum(value), value) if key in SQUARES else value
+                    now.copy_(larger)
                 else:
                     held[key] = copy.deepcopy(value)
         return bool(self._weights)
@@ -88,6 +103,12 @@ class Snapshot:
     def forget(self) -> None:
         """Let go of it."""
         self._weights, self._state = [], []
+
+
+def _forget(held: dict[str, Any], key: str) -> None:
+    value = held[key]
+    if isinstance(value, Tensor) and value.is_floating_point():
+        value.nan_to_num_(0.0, 0.0, 0.0) if key in SQUARES else value.zero_()
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
