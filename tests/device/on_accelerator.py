@@ -230,7 +230,9 @@ def test_a_model_over_two_devices(mode: str, rule: str, keep: str) -> None:
     found = []
     for to in (DEVICE, CPU):
         model, steps = Apart(to=to), {}
-        optimizer = wrapped(model, OPTIMIZERS[rule](model.parameters(), to), mode=mode, keep=keep, wait=True)
+        optimizer = wrapped(
+            model, OPTIMIZERS[rule](model.parameters(), to), mode=mode, keep=keep, wait=True, reading_products=8
+        )
         after = followed(optimizer, steps)
         for x, y in batches(13, CPU):
             optimizer.zero_grad()
@@ -245,7 +247,7 @@ def test_a_model_over_two_devices(mode: str, rule: str, keep: str) -> None:
         assert not any(ordinary), told([wait for seen in ordinary for wait in seen])
         found.append(optimizer)
     ours, host = found
-    assert [r.r for r in ours.readings] == pytest.approx([r.r for r in host.readings], rel=1e-3)
+    assert [r.r for r in ours.readings] == pytest.approx([r.r for r in host.readings], rel=2e-2)
     assert ours.last.groups.keys() == host.last.groups.keys()
     for name, group in host.last.groups.items():
         assert ours.last.groups[name].gain == pytest.approx(group.gain, rel=1e-3)

@@ -30,6 +30,13 @@ from topoopt.device import normal, wide
 Read = Callable[[Tensor], list[float]]
 Masks = dict[int, Tensor]
 """Places in some of the parameters: bool, in each parameter's shape."""
+
+
+def at_once(numbers: Tensor) -> list[float]:
+    """One host read."""
+    return numbers.tolist()
+
+
 LEAN = 0.4
 """Part that the step's own gradient has in the start of a warm reading: batches differ more than weights move."""
 SHY = 1e-3
@@ -279,7 +286,7 @@ def warm_start(operator: Operator, direction: Rounded, lean: float = LEAN) -> Ro
 
 
 @torch.no_grad()
-def estimate(operator: Operator, start: Rounded, products: int, read: Read = Tensor.tolist) -> Ends:
+def estimate(operator: Operator, start: Rounded, products: int, read: Read = at_once) -> Ends:
     """Take a few products: Lanczos' recurrence, without reorthogonalisation, which so few do not need.
 
     Args:

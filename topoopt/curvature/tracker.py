@@ -26,7 +26,7 @@ from topoopt.curvature.hessian import (
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
 from topoopt.curvature.live import LiveStep
-from topoopt.curvature.parts import Ends, Operator, Read, Rounding, cold_start, estimate, possible, warm_start
+from topoopt.curvature.parts import Ends, Operator, Read, Rounding, at_once, cold_start, estimate, possible, warm_start
 from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
 from topoopt.curvature.remembering import Remembered
 from topoopt.curvature.rules import recognise
@@ -82,7 +82,7 @@ class Tracked:
         """The operator by parts, where it is one: in the least memory."""
         return None if self.step is None else self._tracker._by_parts(self.step)
 
-    def estimate(self, products: int | None = None, *, read: Read = Tensor.tolist) -> SpectralEstimate:
+    def estimate(self, products: int | None = None, *, read: Read = at_once) -> SpectralEstimate:
         """r of all weights, from the last estimate's vector.
 
         `read` brings its numbers over, and others with them, where products are by parts.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tape, Tracked, field_of, recognise
-from topoopt.curvature.parts import Read
+from topoopt.curvature.parts import Read, at_once
 from topoopt.curvature.spectrum import movable
 from topoopt.device import HostNumbers, brought_over
 from topoopt.errors import MeasurementError, NotDefinedError
@@ -143,7 +143,7 @@ class Reader:
             return self._evidence.of_loss(reading, tracked.spectrum.gradient, tracked.spectrum.passage, model)
 
     def _estimated(
-        self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup], read: Read = Tensor.tolist
+        self, tracked: Tracked, model: nn.Module, groups: list[NeuronGroup], read: Read = at_once
     ) -> SpectralReading:
         estimate = tracked.estimate(read=read)
         field, unknown = self._field(tracked, model, groups)
