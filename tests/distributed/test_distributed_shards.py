@@ -105,7 +105,14 @@ def measure(rank, world, kind):
                 return criterion(model(x), y)
 
             if not bare:
-                options = {"every": 1, "budget": None, "homology": 0, "products": 18, "engine": THROUGH_GRAD}
+                options = {
+                    "every": 1,
+                    "budget": None,
+                    "homology": 0,
+                    "products": 18,
+                    "engine": THROUGH_GRAD,
+                    "reading_products": 18,
+                }
                 topo = TopoOptimizer(optimizer, model, loss=loss, **options)
                 topo.add_sink(seen.append)
             for x, y in zip(inputs, labels):
@@ -153,7 +160,7 @@ def test_parts_measure_what_the_whole_does(launch, world, kinds):
                 assert found[name]["groups"] == expected["groups"]
                 assert found[name]["rows"] == first[name]["rows"]
                 for row, other in zip(found[name]["rows"], expected["rows"], strict=True):
-                    assert row == pytest.approx(other, rel=5e-3), (kind, name)
+                    assert row == pytest.approx(other, rel=2e-2), (kind, name)
 
 
 def refusals(rank, world):

@@ -73,7 +73,15 @@ def train(
     topo = None
     seen, factors = [], []
     if not bare:
-        options = {"every": EVERY, "budget": None, "homology": 0, "per_group": False, "mode": mode, "engine": engine}
+        options = {
+            "every": EVERY,
+            "budget": None,
+            "homology": 0,
+            "per_group": False,
+            "mode": mode,
+            "engine": engine,
+            "reading_products": 14,
+        }
         topo = TopoOptimizer(optimizer, wrapped, loss=None if own_step else loss, **options)
         topo.add_sink(lambda measurement: seen.append(facts(measurement)))
     for x, y in zip(inputs, labels):

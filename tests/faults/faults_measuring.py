@@ -364,7 +364,7 @@ def probe_steps() -> Observed:
 @fault(
     "no gradient at all",
     "`zero_grad` between backward and a step",
-    recorded="nothing moves",
+    recorded="the gradient is down to 0",
 )
 def no_gradient() -> Observed:
     def late(step: int, problem: Problem) -> None:

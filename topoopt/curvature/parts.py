@@ -41,6 +41,8 @@ LEAN = 0.4
 """Part that the step's own gradient has in the start of a warm reading: batches differ more than weights move."""
 SHY = 1e-3
 """Share of random directions in the start of a cold one."""
+SMALL = 1 << 20
+"""Weights up to which rates are kept from product to product: making them anew saves no memory worth its time."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Operator:
         self.rounding: Rounding | None = None
         self.block: Masks | None = None
         """The weights of a block; None for all."""
+        self._kept: dict[int, tuple[Tensor | float, Tensor | float]] | None = {} if layout.size <= SMALL else None
         self.products = 0
 
     @property
@@ -114,15 +117,25 @@ class Operator:
         rate = self._spec.rate(moment)
         return rate, rate * coupled + self._spec.decoupled(moment)
 
+    def _factors(self, i: int) -> tuple[Tensor | float, Tensor | float]:
+        """w^1/2, 0 where a gradient is rounding, and the shift."""
+        if self._kept is not None and i in self._kept:
+            return self._kept[i]
+        rate, shift = self.rate(i)
+        if isinstance(rate, Tensor):
+            drowned = None if self.rounding is None else self.rounding.drowns(i, self._grad(i), rate)
+            root: Tensor | float = rate.mul(self._factor).sqrt_()
+            if drowned is not None:
+                root.masked_fill_(drowned, 0.0)
+        else:
+            root = math.sqrt(rate * self._factor)
+        if self._kept is not None:
+            self._kept[i] = root, shift
+        return root, shift
+
     def scaled(self, i: int, part: Tensor) -> Tensor:
         """w^1/2 times a part, in place; 0 where it is left out."""
-        rate, _ = self.rate(i)
-        if self.rounding is not None and isinstance(rate, Tensor):
-            rate.masked_fill_(self.rounding.drowns(i, self._grad(i), rate), 0.0)
-        part.mul_(rate.mul(self._factor).sqrt_() if isinstance(rate, Tensor) else math.sqrt(rate * self._factor))
-        if self.block is not None:
-            part.mul_(self.block[i]) if i in self.block else part.zero_()
-        return part
+        return self._within(i, part.mul_(self._factors(i)[0]))
 
     def pulled(self, i: int) -> Tensor:
         """One part of the step's gradient, in the operator's coordinates."""
@@ -141,8 +154,8 @@ class Operator:
                 h.sub_(grad, alpha=1 / self._factor)
         self._project(ahead)
         for i, h in enumerate(ahead):
-            self.scaled(i, h).mul_((self._sign / step).to(h))
-            _, shift = self.rate(i)
+            root, shift = self._factors(i)
+            self._within(i, h.mul_(root).mul_((self._sign / step).to(h)))
             if isinstance(shift, Tensor):
                 h.addcmul_(shift, self._within(i, direction.part(i)))
             elif shift:

@@ -51,7 +51,7 @@ FROM, MOST = 4, 6
 """Products of the first warm reading, and of one at most, where they are not given."""
 STEEP, FLAT = 0.05, 0.01
 """Rises of r with the last product of a warm reading from which the next one takes one more, or one less."""
-READS_LOW = "r rose by {:.0%} with the last of {} products: it reads low by about as much"
+READS_LOW = "r rose by {:.0%} with the last product of {}: it may read low by about as much"
 
 
 @dataclass

@@ -59,7 +59,7 @@ def counts(points: Tensor, nearest: Tensor, vanishing_tolerance: float, twin_tol
     Points (n, d) are in the dtype they are kept in, `nearest` (n,) is the distance of every point's nearest other.
     """
     rows = as_points(points)
-    largest = rows.abs().amax()
+    largest = rows.abs().amax() if rows.numel() else rows.new_ones(())
     unit = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
     norms = torch.linalg.vector_norm(
         rows / unit, dim=1
