@@ -2,8 +2,8 @@
 
 The operator is that of `jacobian.symmetric`, A = +-w^1/2 P H P w^1/2 + shift, and r is read off a model of it as `krylov` does.
 What an estimate holds in copies of the weights is what it costs in memory, and on a large model the passes over them cost as
-much as a product. At the height of a replay there are here, beside what the user's own step holds, the shifted weights and 0.28
-of the weights for each direction that was tried; rates are made anew where they are wanted.
+much as a product. At the height of a replay there are here, beside what the user's own step holds, the shifted weights, half of
+the weights for the rates of a rule that has one for each, and 0.28 of them for each direction that was tried.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LEAN = 0.4
 SHY = 1e-3
 """Share of random directions in the start of a cold one."""
 SMALL = 1 << 20
-"""Weights up to which rates are kept from product to product: making them anew saves no memory worth its time."""
+"""Weights up to which rates are kept as they are; of more in 16 bits, the same on both sides of the Hessian."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Operator:
         self.rounding: Rounding | None = None
         self.block: Masks | None = None
         """The weights of a block; None for all."""
-        self._kept: dict[int, tuple[Tensor | float, Tensor | float]] | None = {} if layout.size <= SMALL else None
+        self._kept: dict[int, tuple[Tensor | float, Tensor | float]] = {}
+        self._narrow = layout.size > SMALL
         self.products = 0
 
     @property
@@ -119,7 +120,7 @@ class Operator:
 
     def _factors(self, i: int) -> tuple[Tensor | float, Tensor | float]:
         """w^1/2, 0 where a gradient is rounding, and the shift."""
-        if self._kept is not None and i in self._kept:
+        if i in self._kept:
             return self._kept[i]
         rate, shift = self.rate(i)
         if isinstance(rate, Tensor):
@@ -127,10 +128,12 @@ class Operator:
             root: Tensor | float = rate.mul(self._factor).sqrt_()
             if drowned is not None:
                 root.masked_fill_(drowned, 0.0)
+            root = root.bfloat16() if self._narrow else root
         else:
             root = math.sqrt(rate * self._factor)
-        if self._kept is not None:
-            self._kept[i] = root, shift
+        if isinstance(shift, Tensor) and self._narrow:
+            shift = shift.bfloat16()
+        self._kept[i] = root, shift
         return root, shift
 
     def scaled(self, i: int, part: Tensor) -> Tensor:
@@ -144,8 +147,8 @@ class Operator:
             return torch.zeros_like(self.parameters[i], dtype=self._dtype)
         return self.scaled(i, grad.detach().to(self._dtype, copy=True))
 
-    def __call__(self, direction: Rounded) -> list[Tensor]:
-        """A times a direction, part by part: tensors of their own."""
+    def __call__(self, direction: Rounded) -> tuple[list[Tensor], list[Tensor]]:
+        """A times a direction, and the direction, part by part: tensors of their own."""
         self.products += 1
         ahead, step = self._gradient_along(direction)
         for i, h in enumerate(ahead):
@@ -153,14 +156,15 @@ class Operator:
             if grad is not None:
                 h.sub_(grad, alpha=1 / self._factor)
         self._project(ahead)
-        for i, h in enumerate(ahead):
+        along = [self._within(i, direction.part(i)) for i in range(self.count)]
+        for i, (h, v) in enumerate(zip(ahead, along)):
             root, shift = self._factors(i)
             self._within(i, h.mul_(root).mul_((self._sign / step).to(h)))
             if isinstance(shift, Tensor):
-                h.addcmul_(shift, self._within(i, direction.part(i)))
+                h.addcmul_(shift.to(h), v)
             elif shift:
-                h.add_(self._within(i, direction.part(i)), alpha=shift)
-        return ahead
+                h.add_(v, alpha=shift)
+        return ahead, along
 
     def _within(self, i: int, part: Tensor) -> Tensor:
         return part if self.block is None else part.mul_(self.block[i]) if i in self.block else part.zero_()
@@ -186,7 +190,7 @@ class Operator:
         if not self._clipped:
             return
         pairs = [(v, p.grad) for v, p in zip(vectors, self.parameters) if p.grad is not None]
-        inner = _total([(v * g).sum() for v, g in pairs])
+        inner = _total([_dot(v, g) for v, g in pairs])
         square = torch.nn.utils.get_total_norm([g for _, g in pairs]).square().clamp_min(1e-38)
         for v, g in pairs:
             v.addcmul_(g, (inner / square).to(v), value=-1)
@@ -310,39 +314,46 @@ def estimate(operator: Operator, start: Rounded, products: int, read: Read = at_
 
     All of it is queued; one host read, at the end.
     """
-    basis, own, beyond = [start], list[Tensor](), list[Tensor]()
+    basis, own, beyond, squares = [start], list[Tensor](), list[Tensor](), list[Tensor]()
     last: list[Tensor] = []
     for k in range(products):
-        last = operator(basis[k])
+        last, along = operator(basis[k])
+        squares.append(_total([_dot(v, v) for v in along]).clamp_min(1e-30))
         if k:
-            _subtract(last, basis[k - 1], beyond[k - 1])
-        own.append(_inner(last, basis[k]))
-        _subtract(last, basis[k], own[k])
-        beyond.append(torch.nn.utils.get_total_norm(last).to(own[k]))
+            _subtract(last, basis[k - 1], beyond[k - 1] * (squares[k] / squares[k - 1]).sqrt())
+        own.append(_total([_dot(h, v) for h, v in zip(last, along)]) / squares[k])
+        for h, v in zip(last, along):
+            h.addcmul_(v, own[k].to(h), value=-1)
+        del along
+        length = torch.nn.utils.get_total_norm(last).to(own[k])
+        beyond.append(length / squares[k].sqrt())
         if k + 1 < products:
             exhausted = beyond[k] <= BREAKDOWN * torch.stack(own).abs().max()
-            kept = torch.where(exhausted, torch.zeros_like(beyond[k]), 1 / beyond[k])
+            kept = torch.where(exhausted, torch.zeros_like(length), 1 / length)
             rest, last = last, []
             basis.append(Rounded.of(operator.count, lambda i, rest=rest, kept=kept: rest[i].mul_(kept.to(rest[i]))))
             del rest
-    numbers = read(wide(torch.stack([*own, *beyond])))
+    numbers = read(wide(torch.stack([*own, *beyond, *squares])))
     if not all(map(math.isfinite, numbers)):
         return Ends(math.nan, math.nan, math.nan, start, math.nan)
-    return _ends(basis, last, numbers[:products], numbers[products:])
+    found, lengths = numbers[: 2 * products], [math.sqrt(square) for square in numbers[2 * products :]]
+    return _ends(basis, lengths, last, found[:products], found[products:])
 
 
-def _ends(basis: list[Rounded], last: list[Tensor], own: list[float], beyond: list[float]) -> Ends:
+def _ends(
+    basis: list[Rounded], lengths: list[float], last: list[Tensor], own: list[float], beyond: list[float]
+) -> Ends:
     low, high, values = _model(own, beyond)
     r = max(abs(low), abs(high))
     fewer = _model(own[:-1], beyond[:-1])[:2] if len(own) > 1 else (own[0], own[0])
     rise = 1 - max(map(abs, fewer)) / r if r > 0 else 0.0
 
     def dominant(i: int) -> Tensor:
-        total = basis[0].part(i).mul_(values[0])
-        for value, direction in zip(values[1:], basis[1:]):
-            total.add_(direction.part(i), alpha=value)
+        total = basis[0].part(i).mul_(values[0] / lengths[0])
+        for value, length, direction in zip(values[1:], lengths[1:], basis[1:]):
+            total.add_(direction.part(i), alpha=value / length)
         if len(values) > len(basis):
-            total.add_(last[i], alpha=values[-1] / beyond[-1])
+            total.add_(last[i], alpha=values[-1] / (beyond[-1] * lengths[-1]))
         return total
 
     return Ends(r, low, high, Rounded.of(basis[0].count, dominant) if r > 0 else basis[0], max(0.0, rise))
@@ -372,4 +383,8 @@ def _subtract(vectors: list[Tensor], direction: Rounded, share: Tensor) -> None:
 
 
 def _inner(vectors: list[Tensor], direction: Rounded) -> Tensor:
-    return _total([(v * direction.part(i)).sum() for i, v in enumerate(vectors)])
+    return _total([_dot(v, direction.part(i)) for i, v in enumerate(vectors)])
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    return torch.dot(one.reshape(-1), other.reshape(-1).to(one.dtype))

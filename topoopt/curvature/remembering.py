@@ -1,7 +1,7 @@
 """Directions in little memory: rounded block by block to 8 bits an entry, and to 4 where one is left for the next reading.
 
-A direction is *what the eight bits say*, made of unit length: its product with an operator is exact, and only that it is not
-quite the direction that was meant (by some 0.6 % of its length, at random) costs anything: the square of that.
+A direction is *what the eight bits say*: its product with an operator is exact, and only that it is not quite the direction that
+was meant (by some 0.6 % of its length, at random) costs anything: the square of that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SMALLEST = 1e-30
 
 
 class Rounded:
-    """A flat direction of unit length, part by part (a parameter each), in 0.28 of its size in float32; coarse, 0.16."""
+    """A direction about as long as it was, part by part (a parameter each), in 0.28 of its size in float32; coarse, 0.16."""
 
     def __init__(self, codes: list[Tensor], scales: list[Tensor], shapes: list[torch.Size], largest: int) -> None:
         self._codes, self._scales, self._shapes, self._largest = codes, scales, shapes, largest
@@ -39,12 +39,7 @@ class Rounded:
             codes.append(code if largest == FINE else _packed(code))
             scales.append(scale.to(torch.promote_types(scale.dtype, torch.float32)))
             shapes.append(tensor.shape)
-        found = cls(codes, scales, shapes, largest)
-        squares = [found.part(i).square().sum() for i in range(count)]
-        length = torch.stack([s.to(squares[0].device) for s in squares]).sum().sqrt().clamp_min(SMALLEST)
-        for scale in found._scales:
-            scale.div_(length.to(scale))
-        return found
+        return cls(codes, scales, shapes, largest)
 
     @property
     def count(self) -> int:
@@ -89,7 +84,7 @@ class Remembered:
         return cls(Rounded.of(1, lambda _: first, COARSE) if compact else memory, memory.values[0])
 
     def recall(self) -> Memory:
-        """The memory; rounded, of unit length: a shard's part alone does not know the whole's."""
+        """The memory; rounded, its direction about as long as it was: a shard's part alone does not know the whole's length."""
         if isinstance(self._direction, Memory):
             return self._direction
         return Memory(self._direction.flat()[None], (self._value,))
