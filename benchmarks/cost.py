@@ -81,7 +81,7 @@ class Cost:
     reading: float = 0.0
     neurons: float = 0.0
     setup: float = 0.0
-    products: int = 0
+    products: float = 0.0
 
 
 def run(name: str, *, measured: bool, steps: int) -> Cost:
@@ -97,7 +97,7 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
     warm: list[float] = []
     cold: list[float] = []
     both: list[tuple[bool, float]] = []
-    products = 0
+    products: list[int] = []
     for _ in range(steps):
         setup = optimizer.setup_seconds if measured else 0.0
         began = time.process_time()
@@ -110,12 +110,13 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
         if reading is None or reading.step != optimizer.steps - 1:
             bare.append(took)
             continue
-        products = reading.products
-        full = not both or products > optimizer.config.reading_products
+        full = not both or any("cold start" in note for note in reading.notes)
         if optimizer.measured:
             both.append((full, took - (optimizer.setup_seconds - setup)))
         else:
             (cold if full else warm).append(took)
+            if not full:
+                products.append(reading.products)
     step = median(bare[1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if not measured:
@@ -124,7 +125,7 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
     first = both[0][1] - neurons
     setup = optimizer.setup_seconds
     optimizer.detach()
-    return Cost(step, peak, first / step - 1, median(warm) / step - 1, neurons / step, setup / step, products)
+    return Cost(step, peak, first / step - 1, median(warm) / step - 1, neurons / step, setup / step, sum(products) / len(products))
 
 
 def in_a_process(name: str, *, measured: bool, steps: int) -> Cost:
@@ -176,7 +177,7 @@ def main() -> None:
         rows[name] = asdict(cost) | {"bare_peak": bare.peak, "readings": readings, "measurements": measurements}
         print(
             f"| {name} | {1e3 * cost.step_seconds:.0f} ms | {cost.cold:.1f} steps | {cost.reading:.2f} steps "
-            f"({cost.products}) | {cost.neurons:.2f} steps | {cost.setup:.1f} steps | {cost.peak / bare.peak:.2f} x "
+            f"({cost.products:.1f}) | {cost.neurons:.2f} steps | {cost.setup:.1f} steps | {cost.peak / bare.peak:.2f} x "
             f"{bare.peak:.0f} MB | {readings} readings, {measurements} measurements, {share:.2%} |",
             flush=True,
         )
