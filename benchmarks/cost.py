@@ -125,7 +125,15 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
     first = both[0][1] - neurons
     setup = optimizer.setup_seconds
     optimizer.detach()
-    return Cost(step, peak, first / step - 1, median(warm) / step - 1, neurons / step, setup / step, sum(products) / len(products))
+    return Cost(
+        step,
+        peak,
+        first / step - 1,
+        median(warm) / step - 1,
+        neurons / step,
+        setup / step,
+        sum(products) / len(products),
+    )
 
 
 def in_a_process(name: str, *, measured: bool, steps: int) -> Cost:
