@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_map
 from topoopt.errors import MeasurementError
 from topoopt.integrations.measured import measured_inside
 from topoopt.suggestion import Suggestion, put_in_force, suggest
-from topoopt.suggestion.batches import anew, generators_kept
+from topoopt.suggestion.batches import accumulated, anew, generators_kept
 from topoopt.suggestion.checks import bare
 from topoopt.suggestion.copying import undisturbed
 
@@ -56,17 +55,6 @@ def apply(found: Suggestion, trainer: Trainer, optimizer: Optimizer) -> None:
     inner = bare(optimizer)
     mine = [one.scheduler for one in trainer.lr_scheduler_configs if bare(one.scheduler.optimizer) is inner]
     put_in_force(found, inner, mine)
-
-
-def accumulated(loader: CombinedLoader, count: int) -> Iterator[Micro]:
-    """The loader's batches, by as many as one optimizer step takes; at the end of the data it begins again."""
-    while True:
-        batches, any_at_all = iter(loader), False
-        while micro := list(islice(batches, count)):
-            any_at_all = True
-            yield micro
-        if not any_at_all:
-            return
 
 
 class Loss:

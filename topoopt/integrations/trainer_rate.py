@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any, cast
 
 from torch import nn
@@ -15,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from topoopt.errors import MeasurementError
 from topoopt.integrations.measured import measured_inside
 from topoopt.suggestion import Suggestion, put_in_force, suggest
-from topoopt.suggestion.batches import anew, generators_kept
+from topoopt.suggestion.batches import accumulated, anew, generators_kept
 from topoopt.suggestion.copying import undisturbed
 
 CONTAINERS = (dict, list, set, deque)
@@ -59,17 +57,6 @@ def apply(found: Suggestion, trainer: Trainer, optimizer: Optimizer, scheduler: 
             group["lr"] = group.pop("initial_lr", group["lr"])
         trainer.lr_scheduler, handler = None, cast("Any", trainer.callback_handler)
         handler.lr_scheduler = trainer.create_scheduler(steps, optimizer)
-
-
-def accumulated(loader: Iterable[Any], count: int) -> Iterator[list[Any]]:
-    """The loader's batches, by as many as one optimizer step takes; at the end of the data it begins again."""
-    while True:
-        batches, any_at_all = iter(loader), False
-        while micro := list(islice(batches, count)):
-            any_at_all = True
-            yield micro
-        if not any_at_all:
-            return
 
 
 class Loss:

@@ -6,8 +6,9 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from topoopt.errors import MeasurementError
 
+T = TypeVar("T")
 LONGEST = 64
 """Items of a container that are looked into for generators: longer ones are data."""
 DEEPEST = 8
@@ -120,3 +122,14 @@ def _is_filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def accumulated(loader: Iterable[T], count: int) -> Iterator[list[T]]:
+    """The loader's batches, by as many as one optimizer step takes; at the end of the data it begins again."""
+    while True:
+        batches, any_at_all = iter(loader), False
+        while micro := list(islice(batches, count)):
+            any_at_all = True
+            yield micro
+        if not any_at_all:
+            return
