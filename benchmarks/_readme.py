@@ -62,11 +62,11 @@ WHY: dict[tuple[str, str], str] = {
     (
         "monitoring",
         "PyHessian",
-    ): f"{NOTHING}, and takes as many products each time as its tolerance asks for; a reading of r takes one to four",
+    ): f"{NOTHING}, and takes as many products each time as its tolerance asks for; a reading of r takes one to six",
     (
         "monitoring",
         "hessian-eigenthings",
-    ): f"{NOTHING}, and takes ten products each time, as called here; a reading of r takes one to four",
+    ): f"{NOTHING}, and takes ten products each time, as called here; a reading of r takes one to six",
     ("monitoring", "batch sharpness"): NOTHING,
     (
         "monitoring",
