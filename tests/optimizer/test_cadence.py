@@ -110,11 +110,11 @@ def test_the_share_ends_within_the_budget_but_for_what_is_taken_on_credit(
 def test_a_run_of_known_length_spends_its_budget_over_all_of_it_and_more_at_its_beginning() -> None:
     """The n-th of N equal costs falls due at (n / N)^2."""
     ran = simulate(10_000, every=1, budget=0.02, reading=1.0, neurons=0.0, total=10_000)
-    later = ran.readings[1 + CREDIT :]
+    later = ran.readings[CREDIT:]
     count = len(ran.readings)
     assert 0.015 < ran.cadence.share <= 0.0201
     for n in range(len(later) // 5, len(later)):
-        assert later[n] / 10_000 == pytest.approx(((n + 1 + CREDIT) / count) ** 2, abs=0.02)
+        assert later[n] / 10_000 == pytest.approx(((n + CREDIT) / count) ** 2, abs=0.02)
     blind = simulate(10_000, every=1, budget=0.02, reading=1.0, neurons=0.0)
     assert sum(at < 2_500 for at in ran.readings) > 1.6 * sum(at < 2_500 for at in blind.readings)
     assert blind.readings[len(blind.readings) // 2] / 10_000 == pytest.approx(0.5, abs=0.05)
@@ -122,13 +122,18 @@ def test_a_run_of_known_length_spends_its_budget_over_all_of_it_and_more_at_its_
 
 def test_costly_ones_are_stretched() -> None:
     ran = simulate(2_000, every=10, budget=0.01, reading=1.0, neurons=1.0)
-    assert all(later - earlier >= 80 for earlier, later in pairwise(ran.readings[1 + CREDIT :]))
+    assert all(later - earlier >= 80 for earlier, later in pairwise(ran.readings[CREDIT:]))
     assert ran.cadence.share <= 0.0105
 
 
 def test_the_first_readings_are_taken_on_credit_and_the_second_once_the_rule_is_warm() -> None:
-    ran = simulate(60, every=100, budget=0.001, warm=FIRST_STEPS)
-    assert ran.readings[: 1 + CREDIT] == [0, FIRST_STEPS, FIRST_STEPS + 100 // CLOSEST]
+    assert simulate(90, every=100, budget=0.001, warm=FIRST_STEPS).readings == [0, FIRST_STEPS]
+    assert simulate(90, every=100, budget=0.001).readings == [0, FIRST_STEPS]
+
+
+def test_while_all_that_was_read_is_warming_up_one_more_is_taken_on_credit() -> None:
+    ran = simulate(90, every=100, budget=0.001, warm=50)
+    assert ran.readings == [0, FIRST_STEPS, 2 * FIRST_STEPS]
     assert len(ran.readings) == 1 + CREDIT
 
 
@@ -170,7 +175,7 @@ def test_what_fell_on_a_step_that_was_none_is_done_at_the_next() -> None:
 def test_the_hooks_of_ordinary_steps_are_within_the_budget() -> None:
     """Steps so short that their hooks are 1 % of them leave nothing to measure with."""
     ran = simulate(5_000, every=10, budget=0.01, step=100 * HOOKS, reading=10 * HOOKS, neurons=0.0)
-    assert len(ran.readings) == 1 + CREDIT
+    assert len(ran.readings) == CREDIT
     assert ran.cadence.share == pytest.approx(0.01, rel=0.02)
 
 

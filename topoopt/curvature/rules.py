@@ -36,6 +36,8 @@ class RuleSpec:
     """c: the part of the weight that is added to the gradient."""
     decoupled: Rate
     """s: the part of the weight that a step takes off, whatever the gradient."""
+    elementwise: bool = True
+    """Whether a weight's rate depends on its own state and gradient alone."""
 
 
 def _decay(group: Group) -> float:
@@ -101,8 +103,10 @@ def _rule(
     edge: Callable[[Group], float],
     coupled: Callable[[Group], float] = _decay,
     decoupled: Rate = _shrinks_not,
+    *,
+    elementwise: bool = True,
 ) -> RuleSpec:
-    return RuleSpec(lambda _: name, rate, edge, coupled, decoupled)
+    return RuleSpec(lambda _: name, rate, edge, coupled, decoupled, elementwise)
 
 
 RULES: dict[str, dict[str, RuleSpec]] = {
@@ -118,7 +122,7 @@ RULES: dict[str, dict[str, RuleSpec]] = {
         "Adagrad": _rule("adagrad", rates.adagrad, _plain),
         "Adadelta": _rule("adadelta", rates.adadelta, _plain),
         "ASGD": _rule("asgd", rates.asgd, _plain, decoupled=rates.asgd_shrinks),
-        "Adafactor": _rule("adafactor", adafactor.rate, _plain, _no_decay, _shrinks),
+        "Adafactor": _rule("adafactor", adafactor.rate, _plain, _no_decay, _shrinks, elementwise=False),
     },
     "transformers.optimization": {
         "Adafactor": _rule(
@@ -127,6 +131,7 @@ RULES: dict[str, dict[str, RuleSpec]] = {
             lambda g: heavy_ball(float(g.get("beta1") or 0.0)),
             _no_decay,
             adafactor.transformers_shrinks,
+            elementwise=False,
         ),
     },
 }

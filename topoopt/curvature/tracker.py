@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topoopt.curvature.drowned import Rounding, rounding_of
+from topoopt.curvature.few import Ends, Read, at_once, cold_start, estimate, warm_start
 from topoopt.curvature.hessian import (
     ENGINES,
     DoubleBackward,
@@ -26,7 +28,7 @@ from topoopt.curvature.hessian import (
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
 from topoopt.curvature.live import LiveStep
-from topoopt.curvature.parts import Ends, Operator, Read, Rounding, at_once, cold_start, estimate, possible, warm_start
+from topoopt.curvature.operator import Operator, possible
 from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
 from topoopt.curvature.remembering import Remembered
 from topoopt.curvature.rules import recognise
@@ -252,10 +254,9 @@ class SpectralTracker:
         if self._engine != FiniteDifferences.name or not possible(self.optimizer, step.passage, step.layout):
             return None
         operator = Operator(self.optimizer, step.shadow, step.layout, step.passage, step.reduce)
-        if self._is_cold(step):
-            self._drowning, self._dropped = operator.leave_out_rounding(
-                self._drowning if self._count % RESTART else None
-            )
+        known = self._drowning is not None and self._drowning.count == len(operator.parameters)
+        if self._is_cold(step) and not (known and self._count % RESTART):
+            self._drowning, self._dropped = rounding_of(operator)
         operator.rounding = self._drowning
         return operator
 
@@ -271,7 +272,7 @@ class SpectralTracker:
         began, few = time.perf_counter(), ()
         if not self._is_cold(step):
             assert self._memory is not None
-            start = warm_start(operator, self._memory.parts(step.layout.parameters, step.layout.unflatten))
+            start = warm_start(operator, self._memory.direction(operator.pieces, operator.parameters))
             found = estimate(operator, start, products or self.products, read)
             if found.r <= SUDDEN * self._last:
                 self._adapt(found)
@@ -320,7 +321,7 @@ class SpectralTracker:
         index = {id(p): i for i, p in enumerate(step.layout.parameters)}
         operator.block = {index[id(p)]: mask.to(p.device) for p, mask in block.items() if id(p) in index}
         try:
-            start = warm_start(operator, memory.parts(step.layout.parameters, step.layout.unflatten))
+            start = warm_start(operator, memory.direction(operator.pieces, operator.parameters))
             found = self._told(estimate(operator, start, count), operator, step, began, ())
         finally:
             operator.block = None

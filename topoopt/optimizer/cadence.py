@@ -3,8 +3,8 @@
 One budget covers everything: readings, measurements, steering, sinks, hooks. With a length of the run that is known it is spread
 over the run, more at its beginning: after a share t of the steps a share sqrt(t) of it may be spent, so that the n-th of N equal
 costs falls due at (n / N)^2. Otherwise what was spent may be a share `budget` of the time that has passed, the cost itself
-counted as time. The first measurement, the first reading once the rule has warmed up and one soon after are taken on credit:
-nothing can have paid for them yet.
+counted as time. The first measurement, the first reading and one soon after are taken on credit, and one more
+where those were of a step that was still warming up: nothing can have paid for them yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIRST_STEPS = 10
 RETRIES = 3
 """Readings in a row that may fail before the next one waits its usual time."""
 CREDIT = 2
-"""Readings after the first measurement that are taken on credit."""
+"""Readings after the first that are taken on credit at most: one soon after it, another where none was of a warm step yet."""
 
 
 class Due(StrEnum):
@@ -58,7 +58,7 @@ class Cadence:
         self._first_step = self._step = 0
         self._reading_cost = self._neurons_cost = 0.0
         self._next_reading = self._next_measurement = 0
-        self._since = self._failed = 0
+        self._since = self._failed = self._settled = 0
 
     def start(self, step: int) -> None:
         """Start the wall clock, before the first step; later calls do nothing."""
@@ -143,7 +143,7 @@ class Cadence:
 
     def affordable(self, cost: float, *, credit: bool = False) -> bool:
         """Whether a cost fits into the budget, itself counted as time too: a budget of 1 never binds."""
-        if self._unlimited or (credit and self.readings < 1 + CREDIT):
+        if self._unlimited or (credit and self.readings < CREDIT + (self._settled == 0)):
             return True
         assert self.budget is not None
         wall = self.wall
@@ -171,6 +171,7 @@ class Cadence:
             return
         self._reading_cost = cost if self.readings == 0 else 0.5 * (cost + self._reading_cost)
         self.readings += 1
+        self._settled += not warming
         self._since += 1
         apart = max(1, self.every // CLOSEST)
         self._next_reading = step + (min(apart, FIRST_STEPS) if self.readings <= 1 or warming else apart)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tape, Tracked, field_of, recognise
-from topoopt.curvature.parts import Read, at_once
+from topoopt.curvature.few import Read, at_once
 from topoopt.curvature.spectrum import movable
 from topoopt.device import HostNumbers, brought_over
 from topoopt.errors import MeasurementError, NotDefinedError
