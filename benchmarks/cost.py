@@ -3,9 +3,10 @@
 Each model runs in a process of its own, first bare, then measured: medians of processor time over warm readings, over
 measurements of the neurons beside their reading, and of the first, cold reading; the largest resident memory of either. How
 many readings and measurements the default budget then gives a run of so many steps is counted by the run's own `Cadence`,
-with these costs and a clock that only counts.
+with these costs and a clock that only counts. Both for the default, which takes as many products as the run's readings have
+shown to be needed, and for one product a reading (`reading_products=1`): the least that r can be had for, and a lower bound.
 
-    python benchmarks/cost.py [--models mlp,convnet,gpt2,minilm] [--run 1372] [--budget 0.01]
+    python benchmarks/cost.py [--models mlp,convnet,gpt2,minilm] [--products auto,1] [--run 1372] [--budget 0.01]
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Cost:
     products: float = 0.0
 
 
-def run(name: str, *, measured: bool, steps: int) -> Cost:
+def run(name: str, *, measured: str, steps: int) -> Cost:
     """One process's part: train, and take the costs from the readings themselves."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -92,12 +93,13 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
     model.train()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4)
     if measured:
-        optimizer = TopoOptimizer(optimizer, model, every=10, budget=None, per_group=False)
+        products = "auto" if measured == "auto" else int(measured)
+        optimizer = TopoOptimizer(optimizer, model, every=10, budget=None, per_group=False, reading_products=products)
     bare: list[float] = []
     warm: list[float] = []
     cold: list[float] = []
     both: list[tuple[bool, float]] = []
-    products: list[int] = []
+    taken: list[int] = []
     for _ in range(steps):
         setup = optimizer.setup_seconds if measured else 0.0
         began = time.process_time()
@@ -116,7 +118,7 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
         else:
             (cold if full else warm).append(took)
             if not full:
-                products.append(reading.products)
+                taken.append(reading.products)
     step = median(bare[1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if not measured:
@@ -132,13 +134,13 @@ def run(name: str, *, measured: bool, steps: int) -> Cost:
         median(warm) / step - 1,
         neurons / step,
         setup / step,
-        sum(products) / len(products),
+        sum(taken) / len(taken),
     )
 
 
-def in_a_process(name: str, *, measured: bool, steps: int) -> Cost:
+def in_a_process(name: str, *, measured: str, steps: int) -> Cost:
     """The same, in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--steps", str(steps), *(["--measured"] if measured else [])]
+    command = [sys.executable, __file__, "--one", name, "--steps", str(steps), "--measured", measured]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return Cost(**json.loads(out.splitlines()[-1]))
 
@@ -170,25 +172,30 @@ def main() -> None:
     parser.add_argument("--run", type=int, default=1372)
     parser.add_argument("--budget", type=float, default=0.01)
     parser.add_argument("--one")
-    parser.add_argument("--measured", action="store_true")
+    parser.add_argument("--products", default="auto,1")
+    parser.add_argument("--measured", default="")
     given = parser.parse_args()
     if given.one:
         print(json.dumps(asdict(run(given.one, measured=given.measured, steps=given.steps))))
         return
     rows: dict[str, Any] = {}
-    print("| model | step | cold reading | warm reading (products) | neurons | set-up | peak memory | in a run |")
-    print("|---|--:|--:|--:|--:|--:|--:|---|")
+    print("| model | step | products | cold reading | warm reading | neurons | set-up | peak memory | in a run |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|---|")
     for name in given.models.split(","):
-        bare = in_a_process(name, measured=False, steps=8)
-        cost = in_a_process(name, measured=True, steps=given.steps)
-        readings, measurements, share = planned(cost, given.run, given.budget)
-        rows[name] = asdict(cost) | {"bare_peak": bare.peak, "readings": readings, "measurements": measurements}
-        print(
-            f"| {name} | {1e3 * cost.step_seconds:.0f} ms | {cost.cold:.1f} steps | {cost.reading:.2f} steps "
-            f"({cost.products:.1f}) | {cost.neurons:.2f} steps | {cost.setup:.1f} steps | {cost.peak / bare.peak:.2f} x "
-            f"{bare.peak:.0f} MB | {readings} readings, {measurements} measurements, {share:.2%} |",
-            flush=True,
-        )
+        bare = in_a_process(name, measured="", steps=8)
+        for products in given.products.split(","):
+            cost = in_a_process(name, measured=products, steps=given.steps)
+            readings, measurements, share = planned(cost, given.run, given.budget)
+            rows[f"{name}, {products}"] = asdict(cost) | {
+                "bare_peak": bare.peak, "in_run": readings, "measurements": measurements, "share": share,
+            }  # fmt: skip
+            print(
+                f"| {name} | {1e3 * cost.step_seconds:.0f} ms | {products}: {cost.products:.1f} | {cost.cold:.1f} steps "
+                f"| {cost.reading:.2f} steps | {cost.neurons:.2f} steps | {cost.setup:.1f} steps "
+                f"| {cost.peak / bare.peak:.2f} x {bare.peak:.0f} MB "
+                f"| {readings} readings, {measurements} measurements, {share:.2%} |",
+                flush=True,
+            )
     about = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
     RESULTS.write_text(json.dumps({"about": about, "run": given.run, "budget": given.budget, "models": rows}, indent=1))
 

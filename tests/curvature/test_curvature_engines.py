@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.utils.checkpoint import checkpoint
 
 from topoopt.curvature import SpectralTracker, proximity
-from topoopt.curvature.hessian import ENGINES
+from topoopt.curvature.engines import ENGINES
 from topoopt.errors import MeasurementError
 
 X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))

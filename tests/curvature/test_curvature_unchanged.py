@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from topoopt.curvature import SpectralTracker, field_proximity, proximity
-from topoopt.curvature.hessian import ENGINES
+from topoopt.curvature.engines import ENGINES
 from topoopt.errors import MeasurementError
 
 X, Y = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3

@@ -1,9 +1,10 @@
 """Curvature: how strongly the loss and the update rule stretch a step, for any torch optimizer."""
 
 from topoopt.curvature.field import field_of, field_proximity
+from topoopt.curvature.opening import opened, proximity
 from topoopt.curvature.rules import recognise
 from topoopt.curvature.shadow import Shadow
-from topoopt.curvature.spectrum import SpectralEstimate, Spectrum, opened, proximity
+from topoopt.curvature.spectrum import SpectralEstimate, Spectrum
 from topoopt.curvature.tape import Tape
 from topoopt.curvature.tracker import SpectralTracker, Tracked
 

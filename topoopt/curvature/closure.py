@@ -10,21 +10,18 @@ refused. Weights are moved in place for the time of one evaluation.
 from __future__ import annotations
 
 import inspect
-import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
-from topoopt.curvature.noise import GeneratorStates, Replaying, put_back
+from topoopt.curvature.aside import Watch, aside, buffers_aside, moved
+from topoopt.curvature.foreign import Foreign
+from topoopt.curvature.noise import GeneratorStates, put_back
 from topoopt.errors import MeasurementError
-from topoopt.modules import own_hooks
 from topoopt.sharding import is_sharded, reshard
 
 Loss = Callable[[], Any]
@@ -59,9 +56,9 @@ class Closure:
         )
         self._optimizers = [o for o in reach if isinstance(o, Optimizer)]
         self._compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self._modules)
-        self._foreign = _Foreign()
+        self._foreign = Foreign()
         self._given: dict[int, tuple[torch.Generator, Tensor]] = {}
-        self._watches: list[_Watch] = []
+        self._watches: list[Watch] = []
 
     def through_grad(self) -> Closure:
         """The same by what backward leaves in `.grad`: for weights that are not in the graph themselves."""
@@ -165,7 +162,7 @@ class Closure:
     def _guarded(self) -> Iterator[None]:
         self._put_back()
         with ExitStack() as stack:
-            stack.enter_context(_aside(self.parameters, self._modules))
+            stack.enter_context(aside(self.parameters, self._modules))
             stack.enter_context(self._foreign.evaluation())
             for optimizer in self._optimizers:
                 setattr(optimizer, EVALUATING, True)
@@ -173,13 +170,13 @@ class Closure:
             if self._compiled or any(is_sharded(p) for p in self.parameters):
                 # A dispatch mode would have compiled code compiled anew, and DTensors dispatch by themselves.
                 stack.enter_context(put_back(self._states))
-                stack.enter_context(_buffers(self._modules))
+                stack.enter_context(buffers_aside(self._modules))
             else:
-                watch = stack.enter_context(_Watch(self._states, self._given))
+                watch = stack.enter_context(Watch(self._states, self._given))
                 stack.callback(self._note, watch)
             yield
 
-    def _note(self, watch: _Watch) -> None:
+    def _note(self, watch: Watch) -> None:
         self.low_precision = self.low_precision or watch.low_precision
         self._watches.append(watch)  # put back later: what a graph needs may be among it
 
@@ -209,77 +206,6 @@ class Closure:
             yield
 
 
-class moved:
-    """The weights at `point` inside the block (None: as they stand), and exactly what they were after it, whatever is raised."""
-
-    def __init__(self, parameters: Sequence[Tensor], point: Sequence[Tensor] | None) -> None:
-        self._parameters, self._point = parameters, point
-        self._saved: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> None:
-        try:
-            for parameter, value in zip(self._parameters, self._point or ()):
-                self._saved.append((parameter, parameter.detach().clone()))
-                parameter.data.copy_(value)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        while self._saved:
-            parameter, value = self._saved.pop()
-            parameter.data.copy_(value)
-
-
-class _Watch(Replaying):
-    """Gives noise its own generators, and remembers what is written to that was not made here.
-
-    A generator that the loss itself gives (`generator=`) begins each evaluation where it stood at the first.
-    """
-
-    def __init__(self, states: GeneratorStates, given: dict[int, tuple[torch.Generator, Tensor]]) -> None:
-        super().__init__(states)
-        self._given, self._begun = given, set[int]()
-        self.low_precision = self._over = False
-        self._born: set[int] = set()
-        self._written: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._over:
-            return func(*args, **(kwargs or {}))
-        if func._schema.is_mutable or "batch_norm" in str(func):
-            self._keep_what_is_written(func, args, kwargs or {})
-        generator = (kwargs or {}).get("generator")
-        if isinstance(generator, torch.Generator) and id(generator) not in self._begun:
-            self._begun.add(id(generator))
-            generator.set_state(self._given.setdefault(id(generator), (generator, generator.get_state()))[1])
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        given = {a.untyped_storage()._cdata for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                if (place := leaf.untyped_storage()._cdata) not in given:  # a view of what was there is not made here
-                    self._born.add(place)
-                self.low_precision = self.low_precision or leaf.dtype in (torch.bfloat16, torch.float16)
-        return result
-
-    def _keep_what_is_written(self, func: Any, args: Any, kwargs: Any) -> None:
-        for i, spec in enumerate(func._schema.arguments):
-            writes = spec.alias_info is not None and spec.alias_info.is_write
-            if not (writes or spec.name in ("running_mean", "running_var")):
-                continue
-            value = args[i] if i < len(args) else kwargs.get(spec.name)
-            for tensor in tree_leaves(value):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._born:
-                    self._written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
-
-    def put_back(self) -> None:
-        """Undo the writes; the evaluation is over."""
-        self._over = True
-        for tensor, value in self._written.values():
-            tensor.data.copy_(value)
-        self._written.clear()
-
-
 def _reach(loss: Loss) -> list[Any]:
     """Modules and optimizers that a closure can name: in its cells, its globals, and one attribute further."""
     target: Any = getattr(loss, "__func__", loss)
@@ -298,97 +224,9 @@ def _reach(loss: Loss) -> list[Any]:
     return [one for one in (*found, *deeper) if isinstance(one, nn.Module | Optimizer)]
 
 
-@contextmanager
-def _aside(parameters: Sequence[Tensor], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """`.grad`, modes, plain attributes and the dictionaries of buffers as they were; the user's hooks see nothing of it."""
-    tensors = {id(p): p for p in (*parameters, *(p for m in modules for p in m.parameters(recurse=False)))}
-    grads = [(p, p.grad, p._backward_hooks) for p in tensors.values()]
-    held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
-    try:
-        for p, _, hooks in grads:
-            p.grad = None
-            if hooks:
-                p._backward_hooks = None
-        for module in modules:
-            for name, own in own_hooks(module).items():
-                vars(module)[name] = own
-        yield
-    finally:
-        for p, grad, hooks in grads:
-            p.grad = grad
-            if hooks:
-                p._backward_hooks = hooks
-        for module, attributes, buffers in held:
-            _as_it_was(vars(module), attributes)
-            _as_it_was(module._buffers, buffers)
-
-
-def _as_it_was(now: dict[str, Any], before: dict[str, Any]) -> None:
-    if len(now) == len(before) and all(now.get(key, now) is value for key, value in before.items()):
-        return
-    for key in now.keys() - before.keys():
-        del now[key]
-    now.update(before)
-
-
 def _seeded(parameters: Sequence[Tensor], seed: int) -> GeneratorStates:
     """States of generators that were seeded alike, for the devices of the weights."""
     states = []
     for device, _ in GeneratorStates.now(parameters).states:
         states.append((device, torch.Generator(device).manual_seed(seed).get_state()))
     return GeneratorStates(tuple(states))
-
-
-class _Foreign:
-    """Python's and numpy's generators, at one place for every evaluation, and put back.
-
-    Where other threads run they may be what draws; the generators are then left alone, unless evaluations differ for them.
-    """
-
-    def __init__(self) -> None:
-        self._start = self._now()
-        self.held = threading.active_count() == 1
-        self.moved = False
-
-    def hold(self) -> None:
-        """They are what the loss draws from: from now on each evaluation does from their start, where they are put back."""
-        self.held = True
-        self._put(self._start)
-
-    @staticmethod
-    def _now() -> tuple[Any, Any]:
-        return random.getstate(), np.random.get_state()  # noqa: NPY002 -- the user's legacy state is kept
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """One evaluation, from the start's place when they are held."""
-        theirs = self._now()
-        if self.held:
-            self._put(self._start)
-        try:
-            yield
-        finally:
-            here = self._now()
-            self.moved = self.moved or here[0] != theirs[0] or any(map(_differ, here[1], theirs[1]))
-            if self.held:
-                self._put(theirs)
-
-    @staticmethod
-    def _put(states: tuple[Any, Any]) -> None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return not np.array_equal(a, b)
-
-
-@contextmanager
-def _buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    saved = [(b, b.detach().clone()) for m in modules for b in m._buffers.values() if b is not None]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)

@@ -12,12 +12,11 @@ from torch import Tensor
 from topoopt.curvature.krylov import BREAKDOWN, SEEN
 from topoopt.curvature.operator import Operator, Vectors
 from topoopt.curvature.pieces import Rounded, dot, total
+from topoopt.curvature.spectrum import LEAN
 from topoopt.device import normal, wide
 
 Read = Callable[[Tensor], list[float]]
 
-LEAN = 0.4
-"""Part that the step's own gradient has in the start of a warm reading: batches differ more than weights move."""
 SHY = 1e-3
 """Share of random directions in the start of a cold one."""
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from topoopt.curvature.krylov import arnoldi, lanczos
-from topoopt.curvature.spectrum import Spectrum, opened
+from topoopt.curvature.opening import opened
+from topoopt.curvature.spectrum import Spectrum
 from topoopt.errors import NotDefinedError
 from topoopt.sharding import is_sharded
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
-from topoopt.errors import ConfigError, MeasurementError
+from topoopt.errors import MeasurementError
 from topoopt.sharding import is_sharded, total_norm
 
 Reduce = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -235,56 +235,3 @@ def _refuse_coarse(types: Iterable[torch.dtype]) -> None:
         raise MeasurementError(
             f"a finite difference is lost in the rounding of {coarse} weights: keep them, and run them, in float32"
         )
-
-
-ENGINES: dict[str, type[Engine]] = {
-    kind.name: kind for kind in (DoubleBackward, MathAttention, FiniteDifferences, ThroughGrad)
-}
-
-
-def open_engine(
-    name: str,
-    source: Gradients,
-    reduce: Reduce | None,
-    base: tuple[Tensor, Sequence[Tensor | None]] | None = None,
-) -> Engine:
-    """Start the engine of that name, or with "auto" the first that can form a product.
-
-    Raises:
-        ConfigError: for an unknown name.
-        MeasurementError: when none works, with each one's reason.
-    """
-    if name != "auto":
-        if name not in ENGINES:
-            raise ConfigError(f"engine={name!r} is not known: give auto, {', '.join(ENGINES)}")
-        named = _started(ENGINES[name], source, reduce, base)
-        named.verify()
-        return named
-    reasons: list[str] = []
-    for kind in ENGINES.values():
-        try:
-            engine = tried(kind, source, reduce, base)
-            engine.products = 0
-            return engine
-        except failures_of(reduce) as error:  # MeasurementError, torch's refusals, another rank's
-            reasons.append(f"{kind.name}: {str(error).splitlines()[0][:120]}")
-    raise MeasurementError("; ".join(dict.fromkeys(reasons)))
-
-
-def _started(kind: type[Engine], source: Gradients, reduce: Reduce | None, base: Any) -> Engine:
-    return kind(source, reduce, base) if issubclass(kind, FiniteDifferences) else kind(source, reduce)  # type: ignore[call-arg]
-
-
-def failures_of(reduce: Reduce | None) -> tuple[type[Exception], ...]:
-    """What makes an engine be given up for the next: with other ranks anything, which go on together: what one meets, all met."""
-    return (Exception,) if hasattr(reduce, "together") else (RuntimeError, NotImplementedError)
-
-
-def tried(kind: type[Engine], source: Gradients, reduce: Reduce | None, base: Any = None) -> Engine:
-    """The engine, after a product: a way of measuring that works on all ranks or is given up by all."""
-    together = getattr(reduce, "together", nullcontext)
-    with together():
-        engine = _started(kind, source, reduce, base)
-        engine.verify()
-        engine.product(engine.gradient)
-    return engine

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from topoopt.curvature.closure import Closure
+from topoopt.curvature.entries import Entry, Kept, Slot, Weight, tensors_in
 from topoopt.curvature.noise import put_back
 from topoopt.curvature.shadow import refuse
-from topoopt.curvature.tape import Entry, Kept, Slot, Tape, Weight, tensors_in
+from topoopt.curvature.tape import Tape
 from topoopt.errors import MeasurementError
 from topoopt.modules import COMPILED
 

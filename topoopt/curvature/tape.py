@@ -11,23 +11,21 @@ What was not seen is said: `gap` names the first thing for which the tape cannot
 
 from __future__ import annotations
 
-import random
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from topoopt.curvature.calls import Hook, State, called_through, small
+from topoopt.curvature.entries import Entry, Kept, Loss, Setting, Slot, Weight, relevant, tensors_in
+from topoopt.curvature.foreign import foreign_draws
+from topoopt.curvature.left import LeftByBackward
 from topoopt.curvature.noise import GeneratorStates
 from topoopt.modules import innermost
 
@@ -53,107 +51,6 @@ WRITES_STATISTICS = ("batch_norm", "instance_norm")
 UPDATES = frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")
 )
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Stands for one of the optimizer's parameters."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Stands for a tensor that an entry made."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A tensor that the tape found: its value now must be its value then."""
-
-    tensor: Tensor
-    version: int
-    own: bool = False
-    """The tape's copy, which nobody else writes to."""
-
-    @property
-    def intact(self) -> bool:
-        """Whether nobody has written to it since."""
-        return self.own or self.tensor._version == self.version
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What stands around an operation without being an argument."""
-
-    grad: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
-
-    @classmethod
-    def now(cls, devices: Sequence[str]) -> Setting:
-        """As it is on this thread."""
-        kinds = tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
-        return cls(torch.is_grad_enabled(), kinds)
-
-    @property
-    def low_precision(self) -> bool:
-        """Whether autocast is on."""
-        return any(enabled for _, enabled, _ in self.autocast)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """The same inside the block."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(self.grad))
-            for kind, enabled, dtype in self.autocast:
-                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
-            yield
-
-
-@dataclass
-class Entry:
-    """One operation: a torch function, or (`module` not None) a call of the model or one of its parts."""
-
-    func: Callable[..., Any] | None
-    args: Any
-    kwargs: Any
-    outs: list[int | None]
-    setting: Setting
-    noise: GeneratorStates | None = None
-    name: str = ""
-    module: str | None = None
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Values before the call of what is no trained weight: buffers, and parameters that the forward itself moves."""
-    attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
-    """(module, name) -> value before the call, of plain attributes that the call changed."""
-    versions: list[int] = field(default_factory=list)
-    """Of the weights, when the model was called."""
-    weights: dict[str, Any] = field(default_factory=dict)
-    """What stood in the place of trained weights (`torch.func.functional_call`)."""
-
-
-@dataclass
-class Loss:
-    """What `backward` was called on."""
-
-    of: Any
-    gradient: Any
-    value: Tensor
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a result, in an order that is the same each time; classes that pytrees do not know are opened once."""
-    found: list[Tensor] = []
-    for leaf in tree_flatten(value)[0]:
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found.extend(v for v in leaf.values() if isinstance(v, Tensor))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
-            found.extend(v for v in vars(leaf).values() if isinstance(v, Tensor))
-    return found
 
 
 class Tape(TorchFunctionMode):
@@ -185,8 +82,7 @@ class Tape(TorchFunctionMode):
         self.inside = inside
         self.moving: set[str] = set() if moving is None else moving
         self.calls = 0
-        self.raw_norms: Tensor | None = None
-        """Norms of the gradients, parameter by parameter, as the last backward left them (0 where there is none)."""
+        self.left = LeftByBackward(self.parameters)
         self._index = {id(p): i for i, p in enumerate(self.parameters)}
         self._names = {n: id(p) for n, p in self.own.named_parameters(remove_duplicate=False) if id(p) in self._index}
         self._slots: Any = WeakIdKeyDictionary()
@@ -195,7 +91,6 @@ class Tape(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._depth = 0
         self._after: dict[tuple[str, str], Any] = {}
-        self._grads: list[tuple[int, int] | None] = []
         self._devices = sorted({"cpu", *(p.device.type for p in self.parameters)} - {"meta"})
         self._handles: list[Any] = []
 
@@ -222,8 +117,8 @@ class Tape(TorchFunctionMode):
         return [("", self.own)] if self.own is self.model else [("", self.model), ("", self.own)]
 
     def _hooked(self, name: str, module: nn.Module) -> list[Any]:
-        before: Any = _Hook(self, name, "_before_call")
-        after: Any = _Hook(self, name, "_after_call")
+        before: Any = Hook(self, name, "_before_call")
+        after: Any = Hook(self, name, "_after_call")
         return [
             module.register_forward_pre_hook(before, with_kwargs=True, prepend=False),
             module.register_forward_hook(after, with_kwargs=True, always_call=True),
@@ -290,7 +185,7 @@ class Tape(TorchFunctionMode):
     def _copied(self, value: Any) -> Any:
         """As above, for arguments of a call, which the model may write to."""
         found = self._refer(value)
-        if not isinstance(found, Kept) or not _small(value) or value.requires_grad:
+        if not isinstance(found, Kept) or not small(value) or value.requires_grad:
             return (
                 found  # a leaf that asks for a gradient: the step may differentiate by it, so it stays one and the same
             )
@@ -368,7 +263,8 @@ class Tape(TorchFunctionMode):
     # -- backward ----------------------------------------------------------------------------------------------------
 
     def _backward(self, func: Any, args: Any, kwargs: Any) -> Any:
-        self._drop_what_was_zeroed()
+        if self.losses and self.left.was_zeroed():  # their gradients are not in `.grad` any more
+            self.losses = []
         roots = args[0] if args else kwargs.get("tensors")
         roots = [roots] if isinstance(roots, Tensor) else list(roots)
         given = kwargs.get("gradient", kwargs.get("grad_tensors", args[1] if len(args) > 1 else None))
@@ -379,43 +275,18 @@ class Tape(TorchFunctionMode):
             if isinstance(root, Tensor):
                 self.losses.append(Loss(self._refer(root), gradient, root.detach()))
         result = func(*args, **kwargs)
-        self._note_gradients()
+        self.left.note()
         return result
 
-    @torch.no_grad()
-    def _note_gradients(self) -> None:
-        """How long the gradients are as backward left them, on the device, and which objects they are."""
-        grads = [p.grad for p in self.parameters]
-        self._grads = [None if g is None else (id(g), g._version) for g in grads]
-        dense = [g for g in grads if g is not None and not g.is_sparse]
-        if not dense or any(hasattr(g, "full_tensor") for g in dense):
-            self.raw_norms = None
-            return
-        norms = iter(_norms(dense))
-        device = dense[0].device
-        lengths = [
-            torch.zeros((), device=device) if g is None or g.is_sparse else next(norms).to(device, torch.float32)
-            for g in grads
-        ]
-        self.raw_norms = torch.stack(lengths)
-
-    def _drop_what_was_zeroed(self) -> None:
-        """Forget losses whose gradients are not in `.grad` any more: `zero_grad` came between."""
-        if not self.losses:
-            return
-        now = [p.grad for p in self.parameters]
-        if all(g is None for g in now):
-            self.losses = []
-        elif any((None if g is None else (id(g), g._version)) != was for g, was in zip(now, self._grads)):
-            left = _norms([g.detach() for g in now if g is not None and not g.is_sparse])
-            if not left or float(torch.stack([n.float() for n in left]).sum()) == 0.0:
-                self.losses = []
+    @property
+    def raw_norms(self) -> Tensor | None:
+        """Norms of the gradients, parameter by parameter, as the last backward left them (0 where there is none)."""
+        return self.left.norms
 
     @property
     def untouched(self) -> bool:
         """Whether what lies in `.grad` is what backward left there: the same objects, to which nobody wrote."""
-        now = [None if p.grad is None else (id(p.grad), p.grad._version) for p in self.parameters]
-        return bool(self._grads) and now == self._grads
+        return self.left.untouched
 
     # -- calls of the model ------------------------------------------------------------------------------------------
 
@@ -436,8 +307,8 @@ class Tape(TorchFunctionMode):
             tree_map(self._copied, (args, dict(kwargs))),
             Setting.now(self._devices),
             GeneratorStates.now(self.parameters),
-            _foreign_draws(),
-            _State(part, self._index, self.moving),
+            foreign_draws(),
+            State(part, self._index, self.moving),
             self._substituted(name, part),
         )
 
@@ -468,7 +339,7 @@ class Tape(TorchFunctionMode):
         if all(out is None for out in outs):
             return
         self.calls += 1
-        if _foreign_draws() != draws:
+        if foreign_draws() != draws:
             self._miss("the model draws from Python's or numpy's generator in its forward (or another thread does)")
         buffers, attributes, moved = state.changes(self._after)
         self.moving |= moved
@@ -486,159 +357,11 @@ class Tape(TorchFunctionMode):
 
     def relevant(self) -> tuple[list[Entry], list[Loss]]:
         """The losses that hang on the weights, and the entries that these hang on, in order."""
-        made_by = {out: entry for entry in self.entries for out in entry.outs if out is not None}
-        needed: set[int] = set()
-        losses = []
-        for loss in self.losses:
-            entries, hangs = _ancestors(loss.of, made_by, self.entries)
-            if hangs:
-                losses.append(loss)
-                needed |= entries
-        return [e for e in self.entries if id(e) in needed], losses
-
-
-def _ancestors(root: Any, made_by: Mapping[int, Entry], entries: Sequence[Entry]) -> tuple[set[int], bool]:
-    """Ids of the entries that `root` hangs on, and whether there is a weight among what they use."""
-    wanted = {root.index} if isinstance(root, Slot) else set()
-    hangs, needed = isinstance(root, Weight), set()
-    for entry in reversed(entries):
-        if not any(out in wanted for out in entry.outs if out is not None):
-            continue
-        needed.add(id(entry))
-        hangs = hangs or entry.module is not None
-        for ref in tree_flatten((entry.args, entry.kwargs, entry.weights))[0]:
-            if isinstance(ref, Slot):
-                wanted.add(ref.index)
-            hangs = hangs or isinstance(ref, Weight)
-    return needed, hangs
-
-
-class _State:
-    """What a call may change beside its result: buffers, weights that are not trained, plain attributes."""
-
-    def __init__(self, module: nn.Module, trained: Mapping[int, int], moving: set[str]) -> None:
-        self._module, self._moving = module, frozenset(moving)
-        others = [(n, p) for n, p in module.named_parameters() if id(p) not in trained]
-        self._others = [(n, p, p._version, _place(p)) for n, p in others]
-        self._clones = {n: p.detach().clone() for n, p in others if n in moving}
-        self._buffers = [(n, b, b._version) for n, b in module.named_buffers()]
-        self._clones |= {n: b.detach().clone() for n, b, _ in self._buffers if _small(b) or n in moving}
-        self._plain = [(n, m, _plain_attributes(m)) for n, m in module.named_modules()]
-
-    def changes(
-        self, after: dict[tuple[str, str], Any]
-    ) -> tuple[dict[str, Tensor], dict[tuple[str, str], Any], set[str]]:
-        """(values before, of what moved; attributes before, of those that changed; names of what moved).
-
-        `after` holds what earlier calls of this step left behind; a value that is still the same was made by them, and will
-        be made anew by their replay.
-        """
-        now = dict(self._module.named_buffers())
-        moved = {n for n, p, version, place in self._others if p._version != version or _place(p) != place}
-        moved |= self._moving & self._clones.keys()
-        moved |= {n for n, b, version in self._buffers if now.get(n) is not b or b._version != version}
-        # Statistics of norms are written to without a trace in their version, and `.data` leaves none either.
-        before = {n: c for n, c in self._clones.items() if n in moved or torch.is_floating_point(c)}
-        changed: dict[tuple[str, str], Any] = {}
-        for name, module, plain in self._plain:
-            current = _plain_attributes(module)
-            for key in plain.keys() | current.keys():
-                was, now_is = plain.get(key, _MISSING), current.get(key, _MISSING)
-                if _same(was, now_is):
-                    continue
-                if not ((name, key) in after and _same(after[name, key], was)):
-                    changed[name, key] = was
-                after[name, key] = now_is
-        return before, changed, moved
-
-
-def _place(tensor: Tensor) -> int:
-    """Where its numbers lie; 0 where that cannot be asked."""
-    return 0 if hasattr(tensor, "full_tensor") or tensor.device.type == "meta" else tensor.data_ptr()
-
-
-_MISSING = object()
-_INTERNAL = frozenset(vars(nn.Module()))
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """What a forward may keep on its module beside parameters and buffers; containers as they are now."""
-    return {k: type(v)(v) if type(v) in (list, dict, set) else v for k, v in vars(module).items() if k not in _INTERNAL}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) in (list, dict, set) and type(a) is type(b):
-        if len(a) != len(b):
-            return False
-        pairs = ((a[k], b.get(k, _MISSING)) for k in a) if isinstance(a, dict) else zip(a, b)
-        return all(x is y for x, y in pairs)
-    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
-
-
-class _Hook:
-    """A hook on the user's module that neither pickles nor copies along with it, and keeps nothing alive."""
-
-    def __init__(self, tape: Tape, name: str, method: str) -> None:
-        self._tape, self._name, self._method = weakref.ref(tape), name, method
-
-    @torch.compiler.disable
-    def __call__(self, module: nn.Module, *rest: Any) -> None:
-        tape = self._tape()
-        if tape is not None:
-            getattr(tape, self._method)(self._name, module, *rest)
-
-    def __reduce__(self) -> Any:
-        return _nothing_to_do, ()
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return nothing
-
-
-def nothing(*args: Any, **kwargs: Any) -> None:
-    """What a copy of a watched model calls instead."""
-
-
-def _nothing_to_do() -> Any:
-    return nothing
-
-
-_DDP = nn.parallel.DistributedDataParallel.forward.__code__.co_filename
-
-
-def called_through(own: nn.Module) -> nn.Module | None:
-    """The data-parallel wrapper among the callers of the model, where it is called by one."""
-    frame: Any = sys._getframe(3)
-    for _ in range(16):
-        if frame is None:
-            return None
-        # The locals of the user's own frames are not looked at: before Python 3.13 that holds on to them until they end.
-        owner = frame.f_locals.get("self") if frame.f_code.co_filename == _DDP else None
-        if isinstance(owner, nn.parallel.DistributedDataParallel) and innermost(owner) is own:
-            return owner
-        frame = frame.f_back
-    return None
-
-
-def _norms(tensors: list[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(tensors)  # pyright: ignore[reportPrivateImportUsage]
+        return relevant(self.entries, self.losses)
 
 
 def _in_place(name: str) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in UPDATES
-
-
-def _small(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and not hasattr(value, "full_tensor")
-        and value.numel() * value.element_size() <= 1 << 28
-    )
-
-
-def _foreign_draws() -> tuple[Any, Any]:
-    """Where Python's and numpy's generators stand: they cannot be given to a replay, only be seen to move."""
-    _, keys, place, *rest = np.random.get_state()  # noqa: NPY002 -- the user's legacy generator is looked at
-    return hash(random.getstate()), (place, int(keys[0]), int(keys[-1]), *rest)
 
 
 def _modes() -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,29 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topoopt.curvature.checking import Checker
 from topoopt.curvature.drowned import Rounding, rounding_of
+from topoopt.curvature.engines import ENGINES, engine_of_step
 from topoopt.curvature.few import Ends, Read, at_once, cold_start, estimate, warm_start
-from topoopt.curvature.hessian import (
-    ENGINES,
-    DoubleBackward,
-    FiniteDifferences,
-    MathAttention,
-    Reduce,
-    failures_of,
-    tried,
-)
+from topoopt.curvature.hessian import FiniteDifferences, Reduce
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
 from topoopt.curvature.live import LiveStep
+from topoopt.curvature.opening import movable, opened, spectrum_of
 from topoopt.curvature.operator import Operator, possible
-from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
+from topoopt.curvature.passage import Passage
 from topoopt.curvature.remembering import Remembered
 from topoopt.curvature.rules import recognise
 from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.space import Layout
-from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum, movable, opened, spectrum_of
+from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum
 from topoopt.curvature.tape import Tape
-from topoopt.device import HostNumbers, brought_over
+from topoopt.device import HostNumbers
 from topoopt.errors import ConfigError, MeasurementError
 
 RESTART = 20
@@ -104,7 +99,7 @@ class SpectralTracker:
         products: Jacobian products a reading spends once it is warm; "auto": 1 to 6, one more after a reading whose last
             product still raised r by 5 %, one less after one whose last raised it by less than 1 %.
         first: products of a reading that starts cold.
-        engine: "auto", or a name in `hessian.ENGINES`.
+        engine: "auto", or a name in `engines.ENGINES`.
         seed: of topoopt's own generators.
         compact: keep what is remembered in a quarter of the weights' size, instead of as it is.
 
@@ -136,12 +131,10 @@ class SpectralTracker:
         self._types: list[torch.dtype] = []
         """Of the weights that the memory is of: a model may change them."""
         self._rounding: Tensor | None = None
-        self._globally = False
+        self._checker = Checker()
         self._drowning: Rounding | None = None
         self._dropped = 0
         self._last = 0.0
-        self._within = False
-        """Whether something changes the gradient within backward already (a hook on a weight): lengths cannot tell it."""
         self.moving: set[str] = set()
         """Names of buffers and parameters that the model's forward is known to write to; tapes and replays add to it."""
 
@@ -171,7 +164,7 @@ class SpectralTracker:
         """As a tracker that has read nothing yet."""
         self.forget()
         self._count, self._last = 0, 0.0
-        self._globally = self._within = False
+        self._checker = Checker()
 
     # -- on a loss that was given ------------------------------------------------------------------------------------
 
@@ -227,9 +220,10 @@ class SpectralTracker:
         if [id(p) for p in layout.parameters] != [id(p) for p in tape.parameters]:
             raise MeasurementError("the optimizer's parameters have changed within the step")
         shadow = Shadow(tape)
-        if self._globally:
-            shadow.draw_globally()
-        passage, base = self._passage(tape, shadow, layout, reduce)
+        passage, base = self._checker.passage(
+            tape, shadow, layout, reduce, anew=self._count % CHECK == 0,
+            undone_does=lambda found: possible(self.optimizer, found, layout),
+        )  # fmt: skip
         step = Step(shadow, layout, passage, base, reduce)
         return Tracked(self, lambda: self._spectrum(step), step)
 
@@ -246,7 +240,7 @@ class SpectralTracker:
 
     def _settle_engine(self, step: Step) -> None:
         if self._engine == "auto":
-            self._engine = self._choose(step.shadow, step.reduce)
+            self._engine = engine_of_step(step.shadow, step.reduce)
 
     def _by_parts(self, step: Step) -> Operator | None:
         """The operator by parts, without the weights whose gradients are rounding; None where it is not of that form."""
@@ -327,81 +321,6 @@ class SpectralTracker:
             operator.block = None
         return replace(found, products=operator.products - before)
 
-    def _passage(
-        self, tape: Tape, shadow: Shadow, layout: Layout, reduce: Reduce | None
-    ) -> tuple[Passage, Callable[[], Base]]:
-        """What stands between backward and the step, and what makes (loss, gradient) as backward made them.
-
-        The gradient in `.grad` does for it, undone; now and then, and where lengths do not tell, the step is replayed.
-        """
-        found = [p.grad for p in layout.parameters]
-        passage = Passage() if tape.untouched else None
-        if passage is None and tape.raw_norms is not None and not self._within and self._count % CHECK:
-            lengths = [
-                torch.zeros((), device=tape.raw_norms.device) if g is None else g.norm().to(tape.raw_norms)
-                for g in found
-            ]
-            passage = by_lengths(tape.raw_norms, torch.stack(lengths), layout, found)
-        if passage is not None and passage.uniform is not None and self._count % CHECK and not self._within:
-            return passage, lambda: (shadow.value, _undone(found, passage.uniform))
-        passage, base, why = self._compared(tape, shadow, found, layout, reduce)
-        if shadow.noisy and not self._globally and (passage is None or passage.rest):
-            shadow.draw_globally()  # checkpointing sets the generators itself
-            again, base_again, _ = self._compared(tape, shadow, found, layout, reduce)
-            if again is not None and not again.rest:
-                self._globally, passage, base = True, again, base_again
-        if passage is None:
-            raise MeasurementError(why)
-        if passage.uniform is not None and not passage.rest and possible(self.optimizer, passage, layout):
-            return passage, lambda: (shadow.value, _undone(found, passage.uniform))  # which is held anyway
-        return passage, lambda: base
-
-    def _compared(
-        self, tape: Tape, shadow: Shadow, found: Sequence[Tensor | None], layout: Layout, reduce: Reduce | None
-    ) -> tuple[Passage | None, Base, str]:
-        value, raw = self._replayed(shadow, reduce)
-        within = _changed_within(tape, raw)
-
-        def read(numbers: list[Tensor]) -> list[float]:
-            *values, changed = brought_over([*numbers, numbers[0].new_zeros(()) if within is None else within])
-            self._within = bool(changed)
-            return values
-
-        try:
-            return between(raw, found, layout, read), (value, raw), ""
-        except MeasurementError as error:
-            return None, (value, raw), str(error)
-
-    def _replayed(self, shadow: Shadow, reduce: Reduce | None) -> tuple[Tensor, list[Tensor | None]]:
-        value, raw = shadow.gradient()
-        if reduce is not None:
-            dense = [torch.zeros_like(p) if g is None else g for p, g in zip(shadow.parameters, raw)]
-            reduce(dense)
-            return value, list(dense)
-        return value, raw
-
-    def _choose(self, shadow: Shadow, reduce: Reduce | None) -> str:
-        """Differences, unless they would be wrong (kinks, 16 bits) and exact products can be formed.
-
-        Exact products cost about twice as much where a reading takes three. No clock decides: equal runs read equally.
-        """
-        coarse = shadow.low_precision or any(p.dtype in (torch.bfloat16, torch.float16) for p in shadow.parameters)
-        anywhere = getattr(reduce, "any", bool)
-        coarse, kinked = anywhere(coarse), anywhere(bool(shadow.kinks))
-        if not coarse and not kinked:
-            return FiniteDifferences.name
-        for kind in (DoubleBackward, MathAttention):
-            try:
-                tried(kind, shadow, reduce)
-            except failures_of(reduce):
-                continue
-            return kind.name
-        if coarse:
-            raise MeasurementError(
-                "the forward runs in 16 bits, in whose rounding finite differences are lost, and it cannot be differentiated twice"
-            )
-        return FiniteDifferences.name
-
     def _by_basis(self, spectrum: Spectrum, products: int | None) -> SpectralEstimate:
         """With a basis of flat vectors: for any form of the operator, any engine, and many products."""
         count = products or self.products
@@ -439,17 +358,3 @@ def _kinks(step: Step) -> tuple[str, ...]:
 
 def _low(found: Ends, operator: Operator) -> tuple[str, ...]:
     return (READS_LOW.format(found.rise, operator.products),) if found.rise > STEEP else ()
-
-
-def _undone(found: Sequence[Tensor | None], factor: float | None) -> Sequence[Tensor | None]:
-    """The gradients as they were before a factor."""
-    return found if factor in (None, 1.0) else [None if g is None else g / factor for g in found]
-
-
-def _changed_within(tape: Tape, raw: Sequence[Tensor | None]) -> Tensor | None:
-    """Whether the gradients were changed on their way to `.grad`: they are not as long there as those of a replay."""
-    if tape.raw_norms is None:
-        return None
-    there = tape.raw_norms
-    lengths = torch.stack([torch.zeros_like(there[0]) if g is None else g.norm().to(there) for g in raw])
-    return (lengths - there).abs().max() > LIKE * there.max()
