@@ -105,7 +105,7 @@ def _belongs_to_the_model(hook: Any) -> bool:
     part's states to another (a backbone's); or is our own look at an evaluation of a loss.
     """
     home = getattr(hook, "__module__", None) or ""
-    ours = ("topoopt.curvature.closure", "topoopt.optimizer.evidence")
+    ours = ("topoopt.curvature.replaying.closure", "topoopt.optimizer.evidence")
     theirs = ("torch.nn.utils", "torch.distributed.", "transformers.", *ours)
     return type(hook).__module__.startswith("torch.nn.utils") or home.startswith(theirs)
 

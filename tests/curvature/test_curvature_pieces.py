@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from topoopt.curvature import SpectralTracker, Tracked, pieces
-from topoopt.curvature.few import cold_start, estimate
-from topoopt.curvature.operator import Operator
-from topoopt.curvature.pieces import Rounded, cut
+from topoopt.curvature import SpectralTracker, Tracked
+from topoopt.curvature.lean import pieces
+from topoopt.curvature.lean.few import cold_start, estimate
+from topoopt.curvature.lean.operator import Operator
+from topoopt.curvature.lean.pieces import Rounded, cut
 
 RULES: dict[str, Callable[[list[nn.Parameter]], optim.Optimizer]] = {
     "sgd": lambda p: optim.SGD(p, lr=0.1),

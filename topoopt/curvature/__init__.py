@@ -2,10 +2,10 @@
 
 from topoopt.curvature.field import field_of, field_proximity
 from topoopt.curvature.opening import opened, proximity
+from topoopt.curvature.replaying.shadow import Shadow
 from topoopt.curvature.rules import recognise
-from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.spectrum import SpectralEstimate, Spectrum
-from topoopt.curvature.tape import Tape
+from topoopt.curvature.taping.tape import Tape
 from topoopt.curvature.tracker import SpectralTracker, Tracked
 
 __all__ = [

@@ -18,7 +18,7 @@ from topoopt.curvature.hessian import (
     Reduce,
     ThroughGrad,
 )
-from topoopt.curvature.shadow import Shadow
+from topoopt.curvature.replaying.shadow import Shadow
 from topoopt.errors import ConfigError, MeasurementError
 
 ENGINES: dict[str, type[Engine]] = {

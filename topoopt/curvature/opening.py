@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topoopt import sharding
-from topoopt.curvature.closure import Closure
 from topoopt.curvature.engines import open_engine
 from topoopt.curvature.hessian import Engine, FiniteDifferences, Gradients, Reduce
 from topoopt.curvature.jacobian import FORMS, SIGNS, engine_for, form_of, operator_of, own_gradient
 from topoopt.curvature.passage import Passage, between
+from topoopt.curvature.replaying.closure import Closure
 from topoopt.curvature.rules import has_no_lipschitz_constant
 from topoopt.curvature.space import Layout, layout_of
 from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum, Start

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topoopt.curvature.checking import Checker
-from topoopt.curvature.drowned import Rounding, rounding_of
 from topoopt.curvature.engines import ENGINES, engine_of_step
-from topoopt.curvature.few import Ends, Read, at_once, cold_start, estimate, warm_start
 from topoopt.curvature.hessian import FiniteDifferences, Reduce
 from topoopt.curvature.jacobian import DROWNED, KINKS
 from topoopt.curvature.krylov import Memory
-from topoopt.curvature.live import LiveStep
+from topoopt.curvature.lean.drowned import Rounding, rounding_of
+from topoopt.curvature.lean.few import Ends, Read, at_once, cold_start, estimate, warm_start
+from topoopt.curvature.lean.operator import Operator, possible
+from topoopt.curvature.lean.remembering import Remembered
 from topoopt.curvature.opening import movable, opened, spectrum_of
-from topoopt.curvature.operator import Operator, possible
 from topoopt.curvature.passage import Passage
-from topoopt.curvature.remembering import Remembered
+from topoopt.curvature.replaying.checking import Checker
+from topoopt.curvature.replaying.live import LiveStep
+from topoopt.curvature.replaying.shadow import Shadow
 from topoopt.curvature.rules import recognise
-from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.space import Layout
 from topoopt.curvature.spectrum import Base, Block, SpectralEstimate, Spectrum
-from topoopt.curvature.tape import Tape
+from topoopt.curvature.taping.tape import Tape
 from topoopt.device import HostNumbers
 from topoopt.errors import ConfigError, MeasurementError
 

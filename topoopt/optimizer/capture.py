@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from topoopt.curvature import Tape
-from topoopt.curvature.calls import called_through
+from topoopt.curvature.taping.calls import called_through
 from topoopt.modules import innermost
 from topoopt.optimizer.attach import Unpickled
 from topoopt.optimizer.faults import logger

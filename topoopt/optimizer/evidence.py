@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from topoopt.curvature import Shadow, Tape
-from topoopt.curvature.entries import Entry, Kept
 from topoopt.curvature.passage import Passage
+from topoopt.curvature.taping.entries import Entry, Kept
 from topoopt.device import brought_over
 from topoopt.measurement import SpectralReading
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import SpectralTracker, Tape, Tracked, field_of, recognise
-from topoopt.curvature.few import Read, at_once
+from topoopt.curvature.lean.few import Read, at_once
 from topoopt.curvature.opening import movable
 from topoopt.device import HostNumbers, brought_over
 from topoopt.errors import MeasurementError, NotDefinedError

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from topoopt.config import TopoConfig
 from topoopt.curvature import Tape
-from topoopt.curvature.closure import EVALUATING
+from topoopt.curvature.replaying.closure import EVALUATING
 from topoopt.errors import MeasurementError
 from topoopt.measurement import SpectralReading
 from topoopt.optimizer.attach import Nesting, has_closure, seen_within

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from topoopt.curvature.hessian import Reduce
 from topoopt.curvature.passage import LIKE, Passage, between, by_lengths
-from topoopt.curvature.shadow import Shadow
+from topoopt.curvature.replaying.shadow import Shadow
 from topoopt.curvature.space import Layout
 from topoopt.curvature.spectrum import Base
-from topoopt.curvature.tape import Tape
+from topoopt.curvature.taping.tape import Tape
 from topoopt.device import brought_over
 from topoopt.errors import MeasurementError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from topoopt.curvature.krylov import Memory
-from topoopt.curvature.pieces import COARSE, Piece, Rounded
+from topoopt.curvature.lean.pieces import COARSE, Piece, Rounded
 
 
 class Remembered:

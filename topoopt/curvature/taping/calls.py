@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from topoopt.modules import innermost
 
 if TYPE_CHECKING:
-    from topoopt.curvature.tape import Tape
+    from topoopt.curvature.taping.tape import Tape
 
 
 class Hook:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from topoopt.curvature.jacobian import AMPLIFIED, NOISE, SUSPECT
-from topoopt.curvature.pieces import flat, total
+from topoopt.curvature.lean.pieces import flat, total
 
 if TYPE_CHECKING:
-    from topoopt.curvature.operator import Operator
+    from topoopt.curvature.lean.operator import Operator
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from topoopt.curvature.drowned import Rounding
 from topoopt.curvature.hessian import STEP, Reduce
+from topoopt.curvature.lean.drowned import Rounding
+from topoopt.curvature.lean.pieces import Piece, Rounded, cut, dot, flat, total
 from topoopt.curvature.passage import Passage
-from topoopt.curvature.pieces import Piece, Rounded, cut, dot, flat, total
 from topoopt.curvature.rates import Moment
+from topoopt.curvature.replaying.shadow import Shadow
 from topoopt.curvature.rules import spec_of
-from topoopt.curvature.shadow import Shadow
 from topoopt.curvature.space import Layout
 
 Masks = dict[int, Tensor]

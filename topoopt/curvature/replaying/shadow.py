@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from topoopt.curvature.calls import nothing
-from topoopt.curvature.entries import Entry, Kept, Loss, Slot, Weight, tensors_in
 from topoopt.curvature.noise import Replaying, put_back
-from topoopt.curvature.tape import MOVES, Tape
+from topoopt.curvature.taping.calls import nothing
+from topoopt.curvature.taping.entries import Entry, Kept, Loss, Slot, Weight, tensors_in
+from topoopt.curvature.taping.tape import MOVES, Tape
 from topoopt.errors import MeasurementError
 from topoopt.modules import COMPILED, bare_copy, named_weights
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from topoopt.curvature.aside import Watch, aside, buffers_aside, moved
 from topoopt.curvature.foreign import Foreign
 from topoopt.curvature.noise import GeneratorStates, put_back
+from topoopt.curvature.replaying.aside import Watch, aside, buffers_aside, moved
 from topoopt.errors import MeasurementError
 from topoopt.sharding import is_sharded, reshard
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from topoopt.curvature.krylov import BREAKDOWN, SEEN
-from topoopt.curvature.operator import Operator, Vectors
-from topoopt.curvature.pieces import Rounded, dot, total
+from topoopt.curvature.lean.operator import Operator, Vectors
+from topoopt.curvature.lean.pieces import Rounded, dot, total
 from topoopt.curvature.spectrum import LEAN
 from topoopt.device import normal, wide
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from topoopt.curvature.closure import Closure
-from topoopt.curvature.entries import Entry, Kept, Slot, Weight, tensors_in
 from topoopt.curvature.noise import put_back
-from topoopt.curvature.shadow import refuse
-from topoopt.curvature.tape import Tape
+from topoopt.curvature.replaying.closure import Closure
+from topoopt.curvature.replaying.shadow import refuse
+from topoopt.curvature.taping.entries import Entry, Kept, Slot, Weight, tensors_in
+from topoopt.curvature.taping.tape import Tape
 from topoopt.errors import MeasurementError
 from topoopt.modules import COMPILED
 

@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from topoopt.curvature.calls import Hook, State, called_through, small
-from topoopt.curvature.entries import Entry, Kept, Loss, Setting, Slot, Weight, relevant, tensors_in
 from topoopt.curvature.foreign import foreign_draws
-from topoopt.curvature.left import LeftByBackward
 from topoopt.curvature.noise import GeneratorStates
+from topoopt.curvature.taping.calls import Hook, State, called_through, small
+from topoopt.curvature.taping.entries import Entry, Kept, Loss, Setting, Slot, Weight, relevant, tensors_in
+from topoopt.curvature.taping.left import LeftByBackward
 from topoopt.modules import innermost
 
 MOVES = "the forward moves weights that are not trained ({}); from now on they are kept"
