@@ -19,7 +19,7 @@ def a_run(id: str, **values: Any) -> Run:
 
 
 def a_verdict(state: str = "right") -> Verdict:
-    return Verdict(state, f"r/e was 0.25: {state}", "go on at 0.1", "one batch only")
+    return Verdict(state, f"r/e was 0.25: {state}", "go on at 0.1", "one batch only", ratio=0.25, band=(0.1, 0.67))
 
 
 def a_summary(run: Run, state: str = "right", **values: Any) -> Summary:

@@ -47,7 +47,7 @@ def test_show_says_what_a_run_is(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_show_as_json_and_csv(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(run), "--json", "--rows", "0"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["verdict"] == {"state": "right", "lines": list(a_verdict().lines)}
+    assert data["verdict"] == {"state": "right", "lines": list(a_verdict().lines), "ratio": 0.25, "band": [0.1, 0.67]}
     assert len(data["measurements"]) == 50
     assert data["r/e, median"] == 0.275
     assert main(["show", str(run), "--csv", "--table", "readings", "--rows", "3"]) == 0

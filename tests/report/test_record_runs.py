@@ -39,7 +39,12 @@ def test_everything_that_is_told_comes_back(tmp_path: Path) -> None:
 def test_the_summary_lies_beside_the_record(tmp_path: Path) -> None:
     write_run(tmp_path / "record.jsonl", a_run("one"))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["verdict"] == {"state": "right", "lines": list(a_verdict().lines)}
+    assert summary["verdict"] == {
+        "state": "right",
+        "lines": list(a_verdict().lines),
+        "ratio": 0.25,
+        "band": [0.1, 0.67],
+    }
     assert summary["run"]["id"] == "one"
     assert summary["cost"] == {"seconds": 4.0, "share": 0.01, "setup_seconds": 0.5}
     assert summary["counts"] == {"faults": 1}

@@ -56,6 +56,23 @@ def test_the_three_lines_hold_the_numbers() -> None:
     assert str(verdict) == "\n".join(verdict.lines)
 
 
+def test_the_numbers_that_were_judged_are_fields() -> None:
+    verdict = judge(run(0.25))
+    assert verdict.ratio == pytest.approx(0.25)
+    assert verdict.band is not None
+    low, high = verdict.band
+    assert low < 0.25 < high
+    assert f"({number(low)} to {number(high)})" in verdict.happened
+    assert verdict.plain["band"] == verdict.band
+    # Where r/e or a band is not known there is none.
+    assert (judge([]).ratio, judge([]).band) == (None, None)
+    few = judge(run(0.25)[:3])
+    assert few.ratio == pytest.approx(0.25)
+    assert few.band is None
+    assert judge([replace(reading, edge=None) for reading in run(0.25)]).ratio is None
+    assert judge([SpectralReading(step=i, loss=1.0, reason="not asked for") for i in range(8)]).band is None
+
+
 def test_a_rate_near_the_band_is_raised_by_less() -> None:
     factors = []
     for level in (0.01, 0.05, 0.12):

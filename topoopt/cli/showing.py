@@ -72,6 +72,6 @@ def _card(terminal: Terminal, run: RunRecord) -> None:
 
 def _data(run: RunRecord, table: str, rows: Sequence[Row]) -> dict[str, Any]:
     verdict = run.verdict
-    said = None if verdict is None else {"state": verdict.state, "lines": list(verdict.lines)}
+    said = None if verdict is None else verdict.plain
     unfinished = list(run.summary.unfinished) if run.summary is not None else []
     return {**figures(run), "verdict": said, "unfinished": unfinished, "problems": list(run.problems), table: rows}

@@ -163,11 +163,11 @@ class JsonLines:
 
 
 def summary_text(summary: Summary, record: str) -> str:
-    """`summary.json`: the verdict's state and three lines, which run it was, what measuring cost, and what was counted."""
+    """`summary.json`: the verdict's state, lines and numbers, which run it was, what measuring cost, and what was counted."""
     data = {
         "topoopt": lines.VERSION,
         "record": record,
-        "verdict": {"state": summary.verdict.state, "lines": list(summary.verdict.lines)},
+        "verdict": summary.verdict.plain,
         "run": lines.plain(summary.run),
         "steps": summary.steps,
         "readings": summary.readings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from topoopt import markup
 from topoopt.measurement import GroupMeasurement, SpectralReading
@@ -27,11 +28,20 @@ class Verdict:
     """What to try, with a number where one is known."""
     unknown: str
     """What is not known."""
+    ratio: float | None = None
+    """Median r/e of the readings that were judged; None where r or the edge is not known, and in records before 0.2."""
+    band: tuple[float, float] | None = None
+    """The band of good rates that it was held against, (low, high) in units of r/e; None where there was none."""
 
     @property
     def lines(self) -> tuple[str, str, str]:
         """The three lines that every surface shows."""
         return self.happened, self.advice, self.unknown
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON values: the state, the lines, `ratio` and `band`."""
+        return {"state": self.state, "lines": list(self.lines), "ratio": self.ratio, "band": self.band}
 
     def __repr__(self) -> str:
         return f"<Verdict {self.state}: {self.advice}>"
@@ -65,7 +75,16 @@ def judge(
         words.happened(state, why, evidence, groups or {}),
         words.advice(state, why, evidence),
         words.unknown(state, evidence),
+        *_gauge(evidence),
     )
+
+
+def _gauge(evidence: Evidence) -> tuple[float | None, tuple[float, float] | None]:
+    """Median r/e, and the band that it is held against."""
+    if not evidence.window or not evidence.edge:
+        return None, None
+    band = rule.band(evidence) if len(evidence.window) >= rule.ENOUGH else None
+    return evidence.r / evidence.edge, band
 
 
 def _state(evidence: Evidence) -> tuple[str, str]:

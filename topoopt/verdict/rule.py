@@ -156,6 +156,12 @@ def low(evidence: Evidence) -> float:
     return min(LOW * left**-LOW_LEFT * batch**LOW_BATCH * trend**LOW_GRADIENT, HIGH)
 
 
+def band(evidence: Evidence) -> tuple[float, float]:
+    """The band of good rates in units of r/e: (low, high). For a rule whose edge is known."""
+    unit = evidence.unit / (evidence.edge or math.nan)
+    return low(evidence) * unit, HIGH * unit
+
+
 def strained(evidence: Evidence) -> str:
     """How the weights grew, where it was as only rates do that are too high; "" where it was not."""
     growth = _known(evidence.growth)

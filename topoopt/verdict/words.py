@@ -73,7 +73,7 @@ def _against(state: str, evidence: Evidence) -> str:
     """The band of good rates, in units of r/e."""
     if evidence.edge is None:
         return ""
-    low, high = (bound * evidence.unit / evidence.edge for bound in (rule.low(evidence), rule.HIGH))
+    low, high = rule.band(evidence)
     if state == "right" and evidence.level < rule.low(evidence):
         return ", low because the loss is all but gone and its curvature with it"
     place = {"too low": "below", "too high": "above", "right": "within"}.get(state)
