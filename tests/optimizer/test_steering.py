@@ -10,7 +10,9 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR
 from training_problems import Problem, same
 
-from topoopt import Hold, Phase, Preserve, Schedule, Simplify
+from topoopt import Hold, Phase, Preserve, Report, Schedule, Simplify
+from topoopt.control import Reading, State
+from topoopt.measurement import Decision, Measurement
 
 POLICIES = [Preserve(0.05, floor=0.0), Simplify(), Hold(0.3), Schedule({0: Simplify(), 8: Preserve(0.5)})]
 
@@ -32,6 +34,31 @@ def test_a_steered_run_is_the_bare_run_with_the_same_factors(policy, kind, wrap,
         optimizer.param_groups[0]["lr"] = 3.0 * factor
         optimizer.step()
     assert same(problem.weights(), bare.weights())
+
+
+class Tripled(Report):
+    """Three times the user's rate, with a look at the neurons before every fourth step."""
+
+    steers = True
+
+    def decide(self, reading: Reading, state: State) -> tuple[Decision, State]:
+        return Decision(3.0, self.name, "target"), state
+
+    def looks(self, step: int, state: State) -> bool:
+        return step % 4 == 0
+
+
+def test_a_look_says_the_factor_that_has_been_in_force(wrap, train) -> None:
+    problem = Problem()
+    topo = wrap(SGD(problem.model.parameters(), lr=0.01), problem, mode=Tripled(), every=4)
+    told: dict[int, Measurement] = {}
+    topo.add_sink(lambda m: told.setdefault(m.step, m))
+    train(problem, topo, 9)
+    assert [told[step].lr_scale for step in (0, 4, 8)] == [1.0, 3.0, 3.0]
+    for step in (4, 8):
+        reading = next(one for one in topo.readings if one.step == step)
+        assert told[step].spectral.scale == reading.scale == 3.0
+        assert told[step].proximity == pytest.approx(reading.r)
 
 
 def test_preserve_measures_before_the_first_step_and_keeps_r(wrap, train) -> None:

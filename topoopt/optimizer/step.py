@@ -157,8 +157,7 @@ class Stepper(Instruments):
             return
         self.rate.begin()
         if step.compares and self.steering.looks(self.steps):
-            self.complete(stood=True, wait=True)  # it is shown the weights as they are, homology waited for
-            self.measured, step.compares = True, False
+            self._look(step)
         if step.reading is not None:
             self._decide(step.reading, rates)
         elif tape is not None and self.steering.watches(self.steps):
@@ -167,6 +166,17 @@ class Stepper(Instruments):
         else:
             self.lr_scale = self.steering.between(self.steps, max(rates))
         self.rate.scale(self.lr_scale)
+
+    def _look(self, step: Step) -> None:
+        """Measure the weights as they are, homology waited for, with r at the factor that has been in force until now."""
+        unscaled, self.lr_scale = step.reading, self.steering.decision.scale
+        if unscaled is not None:
+            step.reading = unscaled.at(self.lr_scale)
+        try:
+            self.complete(stood=True, wait=True)
+        finally:
+            step.reading = unscaled
+        self.measured, step.compares = True, False
 
     def _decide(self, seen: SpectralReading, rates: tuple[float, ...]) -> None:
         """Let the policy see a reading; remember the weights, or go back to them, as it asks."""
