@@ -17,8 +17,9 @@ from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
 
 VERDICT = Verdict(
-    "too high", "r was at 1.4 of the edge.", "Try a rate of 0.02.", "What a longer run would do is not known."
-)
+    "too high", "r was at 1.4 of the edge.", "Try a rate of 0.02.", "What a longer run would do is not known.",
+    1.4, (0.12, 0.67),
+)  # fmt: skip
 
 
 def record(name: str = "run", **parts: Any) -> Any:
@@ -95,10 +96,12 @@ def tree(merges: int, rng: np.random.Generator) -> MergeTree:
 
 
 def looks() -> list[tuple[int, Decision]]:
-    """Decisions of a ramp with three looks; the last does not know the silent units."""
+    """Decisions of a ramp with three looks; the last does not know the silent units, and says why it was the last."""
     left = [{"effective_rank": 12.0, "silent": 0.0}, {"effective_rank": 7.0, "silent": 5.0}, {"effective_rank": 3.0}]
     seen = [Look(1.03 * 1.3**k, 0.5, one) for k, one in enumerate(left)]
-    return [(50 * k, Decision(1.0, "simplify", "raise", events=(look_event(one),))) for k, one in enumerate(seen)]
+    ends = {2: ("simplify ended: effective rank fell to 3 (asked for: 6) at 1.74 e/K",)}
+    events = [(look_event(one), *ends.get(k, ())) for k, one in enumerate(seen)]
+    return [(50 * k, Decision(1.0, "simplify", "raise", events=told)) for k, told in enumerate(events)]
 
 
 def readings(rs: Sequence[float]) -> list[SpectralReading]:

@@ -100,4 +100,6 @@ class Summary:
             "measuring took": cost,
         }
         told = shown | dict(self.counts) | ({"unfinished": "; ".join(self.unfinished)} if self.unfinished else {})
-        return markup.verdict(self.verdict.state, self.verdict.lines) + markup.facts(f"run {self.run.id}", told)
+        return markup.verdict(self.verdict.state, self.verdict.lines, self.verdict.gauge) + markup.facts(
+            f"run {self.run.id}", told
+        )

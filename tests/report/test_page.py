@@ -19,16 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from measurements import make
-from page_records import VERDICT, looks, measured, readings, record, trained
+from page_records import VERDICT, group, looks, measured, readings, record, trained
 
 from topoopt.errors import ConfigError
 from topoopt.report.html import LARGEST, page
 from topoopt.report.page import left_out, trees
-from topoopt.report.page.cards import card, differences
+from topoopt.report.page.cards import card, differences, layers
 from topoopt.report.page.layers import METRICS
 from topoopt.report.page.runs import views
 from topoopt.report.page.timeline import thin
-from topoopt.report.page.values import number, spread
+from topoopt.report.page.values import number, setting, shown, spread
 from topoopt.report.page.words import LOOKS
 from topoopt.verdict import STATES, Verdict
 
@@ -98,7 +98,7 @@ def test_no_text_of_a_record_becomes_markup() -> None:
 @pytest.mark.parametrize("field", ["n", "d", "twins", "vanishing", "silent", "proximity_step", "gain"])
 def test_text_in_a_number_s_place_is_no_number_and_no_markup(field: str) -> None:
     m = measured(0, 0, 1)
-    groups = {name: replace(group, **{field: HOSTILE}) for name, group in m.groups.items()}
+    groups = {name: replace(one, **{field: HOSTILE}) for name, one in m.groups.items()} | {"sound": group(0, 0, 0)}
     text = page([record(measurements=[replace(m, groups=groups, lr=(HOSTILE,), lr_scale=HOSTILE)])])  # type: ignore[arg-type]
     assert "PWNED" not in text
     assert "–" in seen(text)
@@ -186,6 +186,22 @@ def test_a_verdict_is_a_colour_an_icon_and_a_word_with_its_three_lines(state: st
         assert f'<p class="line-{k}">{markup.escape(line)}</p>' in text
 
 
+def test_the_card_says_what_its_word_is_of() -> None:
+    assert "Learning rate: Too high" in seen(page([trained()]))
+    assert "b: Too high" in seen(page([trained("a"), trained("b")]))
+    assert "Run: Collapsed" in seen(page([trained(verdict=replace(VERDICT, state="collapsed"))]))
+
+
+def test_the_gauge_has_a_text_and_a_legend_and_is_left_out_without_a_reading() -> None:
+    text = page([trained()])
+    assert 'role="img" aria-label="r/e of this run, 1.4, on a scale from 0.01 to 10: above the band' in text
+    assert "r/e of this run: 1.4 good rates: 0.12 to 0.67 1: the edge of stability" in seen(text)
+    assert "more than r" not in seen(text)
+    assert "more than r" in seen(page([trained(verdict=replace(VERDICT, ratio=0.3))]))
+    for without in (replace(VERDICT, ratio=None), replace(VERDICT, band=None), replace(VERDICT, state="collapsed")):
+        assert '<figure class="gauge">' not in page([trained(verdict=without)])
+
+
 def test_looks_are_told_apart_by_word_and_by_icon() -> None:
     assert set(LOOKS) == set(STATES)
     assert len({look.word for look in LOOKS.values()}) == len(LOOKS)
@@ -238,6 +254,32 @@ def test_several_runs_are_told_apart_and_their_differences_listed() -> None:
     rows = dict(differences([card(view) for view in views(both)[0]]))
     assert rows["rate at the start"] == ["0.1", "0.2"]
     assert "optimizer" not in rows
+    assert "run" not in rows
+
+
+def test_a_policy_among_the_settings_is_its_name_with_what_is_set() -> None:
+    policy = {"policy": "simplify", "target": None, "up": 1.3, "then": {"policy": "preserve", "keep": 0.0}}
+    assert setting(policy) == "simplify (up 1.3, then preserve (keep 0))"
+    assert setting(["a", "b"]) == "a, b"
+    assert (setting(None), setting([]), setting(0.25)) == ("None", "none", "0.25")
+
+
+def test_a_column_of_the_layers_of_which_nothing_is_known_is_left_out() -> None:
+    one = trained(steps=2, layers=1)
+    last = one.runs[0].measurements[-1]
+    unknown = {name: replace(g, distortion_total=(math.nan, math.nan), silent=-1) for name, g in last.groups.items()}
+    one.runs[0].measurements[-1] = replace(last, groups=unknown)
+    head, rows = layers(views([one])[0][0], 10)
+    assert not {"distortion", "silent"} & set(head)
+    assert len(rows[0]) == len(head)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(4.81e-5, "4.81e-5"), (0.00057, "5.7e-4"), (0.0125, "0.0125"), (1e6, "1e6"), (-0.0002, "-2e-4"), (0.0, "0")],
+)
+def test_numbers_are_written_as_the_page_s_script_writes_them(value: float, text: str) -> None:
+    assert shown(value) == text
 
 
 def test_changes_of_the_factor_are_marked_with_their_reason() -> None:
@@ -245,6 +287,7 @@ def test_changes_of_the_factor_are_marked_with_their_reason() -> None:
     assert [one["step"] for one in marks] == [30, 40, 50]
     assert marks[0]["from"] == 1
     assert marks[0]["to"] == pytest.approx(0.8**3)
+    assert all(len(f"{one['to']}") <= 6 for one in marks)
     assert "r would have passed 0.9" in marks[0]["why"]
 
 
@@ -293,7 +336,8 @@ def test_the_course_of_a_simplification_has_a_picture_and_a_run_without_has_none
     text = page([trained("ramp", decisions=looks()), trained("plain")])
     ramp, plain = embedded(text)["runs"]
     assert ramp["course"]["dose"] == pytest.approx([1.03, 1.339, 1.7407])
-    assert ramp["course"]["measures"] == {"effective rank": [12, 7, 3], "silent": [0, 5, None]}
+    assert ramp["course"]["measures"] == {"effective rank": [12, 7, 3], "silent units": [0, 5, None]}
+    assert ramp["course"]["ended"] == ["Step 100: effective rank fell to 3 (asked for: 6) at 1.74 e/K"]
     assert plain["course"] is None
     assert "Course of the simplification" in seen(text)
     assert "Course of the simplification" not in seen(page([trained("plain")]))

@@ -6,6 +6,8 @@ Needs Debian's chromium (or another) and playwright to drive it; every test is s
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -84,7 +86,7 @@ def test_everything_is_drawn(visit: Any) -> None:
     assert page.locator("#timeline-chart .band").count() == 3
     assert page.locator("#heat-chart .cell").count() == 3 * 12
     assert page.locator("#layer-pictures svg").count() == 8
-    for svg in page.locator("svg[role]").all():
+    for svg in page.locator("svg[role][aria-labelledby]").all():
         for named in svg.get_attribute("aria-labelledby").split():
             assert page.locator(f"#{named}").text_content().strip()
 
@@ -136,14 +138,35 @@ def test_the_bracket_opens_down_to_its_lower_bound(visit: Any) -> None:
     assert page.evaluate(f"Math.min(...{lowest})") <= before
 
 
-def test_the_course_has_a_picture_for_each_measure_and_follows_the_run(visit: Any) -> None:
+def test_the_course_is_of_the_run_that_was_simplified_with_a_picture_for_each_measure(visit: Any) -> None:
     page = visit("two")
     assert page.locator("#course-pictures h3").all_inner_texts() == [
-        "Effective rank at each rate", "Silent at each rate", "Loss at each rate"
+        "Effective rank at each rate", "Silent units at each rate", "Loss at each rate"
     ]  # fmt: skip
     assert page.locator("#course-pictures .ring").count() == 3
-    page.locator("#course-controls-run").select_option(label="b")
-    assert page.locator("#course-pictures svg").count() == 0
+    assert (
+        page.locator("#course-told p").inner_text()
+        == "a: Step 100: effective rank fell to 3 (asked for: 6) at 1.74 e/K."
+    )
+    assert page.locator("#course-told tbody tr").first.inner_text().split("\t") == ["effective rank", "–", "3"]
+    page.locator("#heat-controls-run").select_option(label="b")
+    assert page.locator("#course-pictures .ring").count() == 3
+
+
+def test_the_gauge_marks_the_run_where_its_number_lies(visit: Any) -> None:
+    page = visit()
+    track, mark, edge, band = (
+        page.locator(f".gauge > svg {one}").first.bounding_box()
+        for one in (".track", ".run-mark", ".edge-mark", ".band-mark")
+    )
+
+    def place(value: float) -> float:
+        return track["x"] + track["width"] * (math.log10(value) + 2) / 3
+
+    assert mark["x"] + mark["width"] / 2 == pytest.approx(place(1.4), abs=1.5)
+    assert edge["x"] + edge["width"] / 2 == pytest.approx(place(1.0), abs=1.5)
+    assert band["x"] + band["width"] / 2 == pytest.approx((place(0.12) + place(0.67)) / 2, abs=1.5)
+    assert page.locator(".gauge > svg").get_attribute("aria-label").startswith("r/e of this run, 1.4,")
 
 
 def test_keys_alone_open_a_layer(visit: Any) -> None:
@@ -240,13 +263,16 @@ CONTRASTS = """() => {
   const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
   const ground = colour(getComputedStyle(document.querySelector("#timeline")).backgroundColor), rows = [];
   const decoration = ".tint, .bracket, .band, .cell, .chosen-halo, .share, [fill=transparent]"; // lines and words say it too
-  for (const one of document.querySelectorAll("svg text, svg path, svg circle, svg rect")) {
+  for (const one of document.querySelectorAll("svg text, svg path, svg circle, svg rect, svg line")) {
     if (one.matches(decoration) || one.closest(".icon, defs, .legend")) continue;
     const style = getComputedStyle(one), text = one.tagName === "text";
     const paints = text ? [style.fill] : [style.stroke, one.matches("rect") ? "none" : style.fill];
     const cell = one.matches(".cell-value") && one.previousElementSibling; // a number stands on its cell
     const under = cell ? colour(d3.color(cell.getAttribute("fill")).formatRgb()) : ground;
-    const known = paints.filter((paint) => paint.startsWith("rgb")).map((paint) => ratio(colour(paint), under));
+    const tone = one.closest(".gauge") && colour(getComputedStyle(one.closest(".verdict")).backgroundColor);
+    const grounds = !tone ? [under] : text ? [tone] : [tone, ground]; // the gauge reaches from its track into the card
+    const known = paints.filter((paint) => paint.startsWith("rgb"))
+      .map((paint) => Math.min(...grounds.map((one) => ratio(colour(paint), one))));
     if (known.length) rows.push([one.getAttribute("class") || one.tagName, text ? 4.5 : 3, Math.max(...known)]);
   }
   return rows;
@@ -258,6 +284,7 @@ def test_text_and_marks_stand_out_from_their_ground(visit: Any, scheme: str) -> 
     measured = visit("two", scheme=scheme).evaluate(CONTRASTS)
     classes = {str(name).split()[0] for name, _, _ in measured}
     assert {"line", "hatch", "level", "dot", "event", "frame", "soft", "ring", "cell-value"} <= classes
+    assert {"run-mark", "band-mark", "edge-mark", "track", "tick"} <= classes
     assert [row for row in measured if row[2] < row[1]] == []
 
 
@@ -271,6 +298,25 @@ def test_print_opens_what_is_folded_and_folds_it_again(visit: Any) -> None:
     page.emulate_media(media="print")
     assert not page.locator("#cursor").is_visible()
     assert page.locator("#timeline-chart svg").is_visible()
+
+
+def test_a_printed_picture_is_as_wide_as_the_paper_and_the_screen_s_comes_back(visit: Any) -> None:
+    page = visit("two")
+
+    def width(one: str) -> int:
+        return int(page.locator(f"{one} svg").first.get_attribute("viewBox").split()[2])
+
+    wide = width("#timeline-chart")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert 600 <= width("#timeline-chart") <= 720
+    assert 260 <= width("#layer-pictures figure") <= 360
+    assert page.locator(".several details[open]").count() == 0
+    page.emulate_media(media="print")
+    cards = [card.bounding_box() for card in page.locator(".several .run").all()]
+    assert all(below["y"] >= above["y"] + above["height"] for above, below in itertools.pairwise(cards))
+    page.emulate_media(media="screen")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert width("#timeline-chart") == wide
 
 
 def test_without_scripts_verdict_and_tables_are_there(browser: Any, files: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_course_is_dose_and_response() -> None:
     np.testing.assert_allclose(
         line(axes, "effective rank, of 12"), [[1.03, 1], [1.339, 7 / 12], [1.7407, 0.25]], rtol=1e-3
     )
-    assert line(plots.course(ramp, measure="silent"), "silent, of 5")[:, 1].tolist()[:2] == [0.0, 1.0]
+    assert line(plots.course(ramp, measure="silent"), "silent units, of 5")[:, 1].tolist()[:2] == [0.0, 1.0]
     with pytest.raises(ConfigError, match="measure='twins' was not looked at: choose from effective_rank, silent"):
         plots.course(ramp, measure="twins")
     with pytest.raises(ConfigError, match="no course: only Simplify"):

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from topoopt.errors import ConfigError
-from topoopt.report.page.cards import HEAD, card, differences, layers
+from topoopt.report.page.cards import card, differences, layers
 from topoopt.report.page.course import course_of, in_words
 from topoopt.report.page.layers import METRICS, details, heat_map
 from topoopt.report.page.left_out import left_out
@@ -26,6 +26,7 @@ from topoopt.report.page.timeline import timeline
 from topoopt.report.page.values import spread
 from topoopt.report.page.words import GLOSSARY
 from topoopt.report.record import Record
+from topoopt.verdict.numbers import number as brief
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -89,8 +90,7 @@ def _render(found: list[RunView], limits: Limits, notes: list[str]) -> str:
             title=", ".join(view.name for view in found),
             cards=cards,
             differences=differences(cards),
-            tables=[(view.name, layers(view, limits.layers)) for view in found],
-            head=HEAD,
+            tables=[(view.name, *layers(view, limits.layers)) for view in found],
             marks=[(run["name"], run["timeline"]["marks"]) for run in runs],
             courses=any(run["course"] for run in runs),
             left_out=left_out(found, notes),
@@ -125,6 +125,7 @@ def _course(view: RunView, points: int, notes: list[str]) -> dict[str, Any] | No
     return {name: [values[k] for k in kept] for name, values in columns.items()} | {
         "measures": measures,
         "start": start,
+        "ended": found.ended,
     }
 
 
@@ -140,7 +141,9 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("topoopt.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["brief"] = brief
+    return made
 
 
 @cache

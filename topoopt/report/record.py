@@ -97,7 +97,7 @@ class RunRecord:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        told = markup.verdict(self.verdict.state, self.verdict.lines) if self.verdict is not None else ""
+        told = self.verdict._repr_html_() if self.verdict is not None else ""
         return told + markup.table(shortened(self.path), [tables.card(self)])
 
 
@@ -179,7 +179,7 @@ class Record:
 
     def _repr_html_(self) -> str:
         """For notebooks: the last run's verdict and a table of the runs."""
-        told = markup.verdict(self.verdict.state, self.verdict.lines) if self.verdict is not None else ""
+        told = self.verdict._repr_html_() if self.verdict is not None else ""
         return told + markup.table(shortened(self.path), [tables.card(run) for run in self.runs])
 
 

@@ -11,6 +11,7 @@ from topoopt import markup
 from topoopt.measurement import GroupMeasurement, SpectralReading
 from topoopt.verdict import rule, words
 from topoopt.verdict.evidence import Evidence, gather
+from topoopt.verdict.gauge import Gauge, gauge
 
 STATES = ("too low", "right", "too high", "at the edge", "collapsed", "not enough readings", "lower bound only")
 """What a `Verdict` may say."""
@@ -48,10 +49,15 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return markup.verdict(self.state, self.lines)
+        return markup.verdict(self.state, self.lines, self.gauge)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def gauge(self) -> Gauge | None:
+        """r/e on a scale with the band and the edge; None where no reading supports one."""
+        return gauge(self.state, self.ratio, self.band)
 
 
 def judge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,16 @@ from typing import Any
 
 from topoopt.measurement import GroupMeasurement, SpectralReading
 from topoopt.report.page.runs import RunView
-from topoopt.report.page.values import clip, number, shown, spread
+from topoopt.report.page.values import clip, number, setting, shown, spread
 from topoopt.report.page.words import Look, look
 from topoopt.report.steps import phase_of
 from topoopt.summary import Suggested
+from topoopt.verdict.gauge import Gauge, beside_r
 
 SETTINGS = 40
 """Settings of a run that are listed."""
 HEAD = (
-    "layer", "neurons", "dimension", "r (step)", "r_pair", "distortion", "nearest pair", "twins", "vanishing", "silent",
+    "layer", "neurons", "dimension", "r (at step)", "r_pair", "distortion", "nearest pair", "twins", "vanishing", "silent",
     "loops",
 )  # fmt: skip
 
@@ -42,6 +42,10 @@ class Card:
     look: Look
     lines: tuple[str, ...]
     """The verdict's, as they stand."""
+    gauge: Gauge | None
+    """r/e on a scale; None where no reading supports one."""
+    more_than_r: bool
+    """Whether the verdict rests on more than r, so that the scale alone would tell another."""
     subtitle: str
     """Model, optimizer, length and date in one line."""
     figures: tuple[Figure, ...]
@@ -57,14 +61,17 @@ class Card:
 def card(view: RunView) -> Card:
     """Return the card of one run; what the record does not say is not on it."""
     lines = () if view.verdict is None else tuple(str(line) for line in view.verdict.lines)
+    scale = None if view.verdict is None else view.verdict.gauge
     known = [reading for reading in view.readings if number(reading.r) is not None and not reading.warming]
     facts = [*_identity(view), *_counts(view, known)]
     more = [*_origin(view), *_times(view)]
-    settings = [(clip(key, 60), clip(_setting(value))) for key, value in view.settings.items()]
+    settings = [(clip(key, 60), clip(setting(value))) for key, value in view.settings.items()]
     return Card(
         view.name,
         look(view.verdict),
         lines,
+        scale,
+        scale is not None and beside_r(view.verdict.state, scale),
         _subtitle(view),
         tuple(one for one in (_ratio(known), _loss(view), _cost(view)) if one.value),
         tuple(_phases(known)),
@@ -75,12 +82,13 @@ def card(view: RunView) -> Card:
 
 
 def differences(cards: Sequence[Card]) -> list[tuple[str, list[str]]]:
-    """Facts and settings in which the runs are not all the same, a column for each run."""
+    """Facts and settings in which the runs are not all the same, a column for each run; ids, dates and times always differ."""
     tables = [
         {"verdict": one.look.word}
         | {figure.label: figure.value for figure in one.figures}
         | {"phases": ", ".join(f"{share:.0%} {phase}" for phase, share in one.phases) or "–"}
-        | dict(one.facts + one.more)
+        | dict(one.facts)
+        | {label: value for label, value in one.more if label in ("versions", "goes on from", "wall time")}
         | {f"setting {k}": v for k, v in one.settings}
         for one in cards
     ]
@@ -89,19 +97,25 @@ def differences(cards: Sequence[Card]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def layers(view: RunView, most: int) -> list[list[str]]:
-    """The layers at the last measurement that has some, at most `most` of them: texts in the order of `HEAD`."""
+def layers(view: RunView, most: int) -> tuple[list[str], list[list[str]]]:
+    """The layers at the last measurement that has some, at most `most` of them: heads, and rows of texts.
+
+    A column of which nothing is known is left out.
+    """
     last = next((m for m in reversed(view.measurements) if m.groups), None)
     items = [] if last is None else list(last.groups.items())
-    return [_layer(view, *items[k]) for k in spread(len(items), most)]
+    rows = [_layer(view, *items[k]) for k in spread(len(items), most)]
+    known = [k for k in range(len(HEAD)) if any(row[k] != "–" for row in rows)]
+    return [HEAD[k] for k in known], [[row[k] for k in known] for row in rows]
 
 
 def _layer(view: RunView, name: str, group: GroupMeasurement) -> list[str]:
     low, high = (shown(value, 3) for value in group.distortion_total)
+    distortion = "–" if low == high == "–" else f"{low} to {high}"
     loops = shown(len(group.diagrams[1])) if len(group.diagrams) > 1 else "–"
     silent = shown(group.silent) if group.silent != -1 else "–"
     return [
-        clip(name, 120), shown(group.n), shown(group.d), _own(view, name), shown(group.gain, 3), f"{low} to {high}",
+        clip(name, 120), shown(group.n), shown(group.d), _own(view, name), shown(group.gain, 3), distortion,
         shown(group.merge_margin, 3), shown(group.twins), shown(group.vanishing), silent, loops,
     ]  # fmt: skip
 
@@ -168,7 +182,7 @@ def _subtitle(view: RunView) -> str:
 def _ratio(known: Sequence[SpectralReading]) -> Figure:
     """r over the edge, or r where no edge is known; of some readings their middle half, since the verdict has its own median."""
     over = [reading.r / reading.edge for reading in known if reading.edge and number(reading.edge)]
-    values, name = (over, "r over the edge") if over else ([reading.r for reading in known], "r")
+    values, name = (over, "r over the edge, whole run") if over else ([reading.r for reading in known], "r, whole run")
     meaning = "1 is the edge of stability" if over else "the edge is not known"
     if len(values) < 4:
         return Figure(name, shown(median(values), 3) if values else "", f"median of {len(values)}; {meaning}")
@@ -241,10 +255,6 @@ def _ended(view: RunView) -> str:
 def _rates(rates: Any) -> str:
     values = [shown(rate) for rate in rates] if isinstance(rates, tuple | list) else []
     return clip(", ".join(values[:8]) + (f" and {len(values) - 8} more" if len(values) > 8 else ""))
-
-
-def _setting(value: Any) -> str:
-    return shown(value) if isinstance(value, float) and not math.isnan(value) else str(value)
 
 
 def _items(mapping: Any) -> list[tuple[Any, Any]]:

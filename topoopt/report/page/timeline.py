@@ -63,7 +63,7 @@ def marks(view: RunView, steps: list[Step]) -> list[dict[str, Any]]:
             continue
         decision = said.get(step)
         parts = () if decision is None else (decision.policy, decision.rule, decision.note, *decision.events)
-        why = "; ".join(clip(part) for part in parts if part)
-        changes.append({"step": step, "from": number(last), "to": scale, "why": clip(why)})
+        why = "; ".join(clip(part) for part in parts if part and part != "none")
+        changes.append({"step": step, "from": number(last, 4), "to": number(scale, 4), "why": clip(why)})
         last = scale
     return changes

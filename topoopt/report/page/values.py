@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DIGITS = 5
@@ -42,7 +42,24 @@ def shown(value: Any, digits: int = 4) -> str:
         return "infinite" if isinstance(value, float) and math.isinf(value) else "–"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{known:.{digits}g}"
+    small = known != 0 and abs(known) < 1e-3  # as the page's script writes them: 5.7e-4
+    mantissa, exponent, power = (
+        f"{known:.{digits - 1}e}".partition("e") if small else f"{known:.{digits}g}".partition("e")
+    )
+    if not exponent:
+        return mantissa
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(power)}"
+
+
+def setting(value: Any) -> str:
+    """A setting's value for people: a policy by its name, with the parameters that are set."""
+    if isinstance(value, Mapping):
+        parts = [f"{key} {setting(one)}" for key, one in value.items() if key != "policy" and one is not None]
+        name = f"{value['policy']}" if "policy" in value else ""
+        return f"{name} ({', '.join(parts)})".strip() if parts else name
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "none"
+    return shown(value) if isinstance(value, float) and not math.isnan(value) else str(value)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -16,6 +16,8 @@ class Look:
     icon: str
     """Name of the drawing beside the word."""
     word: str
+    of: str = "Learning rate"
+    """What the word is said of."""
 
 
 LOOKS = {
@@ -23,17 +25,17 @@ LOOKS = {
     "too low": Look("warn", "down", "Too low"),
     "too high": Look("bad", "up", "Too high"),
     "at the edge": Look("warn", "edge", "At the edge"),
-    "collapsed": Look("bad", "cross", "Collapsed"),
-    "not enough readings": Look("neutral", "dots", "Not enough readings"),
-    "lower bound only": Look("neutral", "bound", "Lower bound only"),
+    "collapsed": Look("bad", "cross", "Collapsed", "Run"),
+    "not enough readings": Look("neutral", "dots", "Not enough readings", "Verdict"),
+    "lower bound only": Look("neutral", "bound", "Lower bound only", "Verdict"),
 }
 
 
 def look(verdict: Verdict | None) -> Look:
     """The look of a verdict; a state that is not known here is shown by its own word."""
     if verdict is None:
-        return Look("neutral", "dots", "No verdict")
-    return LOOKS.get(verdict.state, Look("neutral", "dots", verdict.state))
+        return Look("neutral", "dots", "No verdict", "")
+    return LOOKS.get(verdict.state, Look("neutral", "dots", verdict.state, "Verdict"))
 
 
 GLOSSARY = (

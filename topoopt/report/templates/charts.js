@@ -31,18 +31,19 @@ function clipped(svg, x, y, width, height) {
 }
 
 function axis(svg, make, x, y, label) {
-  const group = svg.append("g").attr("class", "axis").attr("transform", `translate(${x},${y})`).call(make);
+  const group = svg.append("g").attr("class", "axis").attr("transform", `translate(${x},${y})`).call(make.tickSizeOuter(0));
   if (label) svg.append("text").attr("class", "soft").attr("x", label.x).attr("y", label.y)
     .attr("text-anchor", label.anchor || "start").text(label.text);
   return group;
 }
 
-// Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where there are few.
-function logTicks(scale) {
+// Ticks of a logarithmic axis: powers of ten, with some between where there are few; labels stay `apart` pixels from each other.
+function logTicks(scale, apart = 36) {
   const [low, high] = scale.domain(), decades = Math.log10(high / low);
-  if (decades < 0.5) return d3.ticks(low, high, 5);
-  const heads = decades > 6 ? [1] : decades > 1.3 ? [1, 3] : [1, 1.5, 2, 3, 5, 7];
-  const every = Math.max(1, Math.ceil(decades / 7)), ticks = [];
+  const most = Math.max(2, Math.abs(scale.range()[1] - scale.range()[0]) / apart);
+  if (decades < 0.5) return d3.ticks(low, high, Math.min(5, most));
+  const heads = [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]].find((some) => decades * some.length <= most) ?? [1];
+  const every = Math.max(1, Math.ceil(decades / most)), ticks = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p += 1)
     if (p % every === 0) for (const head of heads) ticks.push(Number(`${head}e${p}`));
   return ticks.filter((tick) => tick >= low * 0.9999 && tick <= high * 1.0001);
@@ -60,8 +61,8 @@ function valueScale(values, range, extra = []) {
 }
 
 const leftAxis = (scale) => {
-  const made = d3.axisLeft(scale).tickFormat(short).tickSizeOuter(0);
-  return scale.base ? made.tickValues(logTicks(scale)) : made.ticks(4);
+  const made = d3.axisLeft(scale).tickFormat(short);
+  return scale.base ? made.tickValues(logTicks(scale, 22)) : made.ticks(4);
 };
 
 // A sample of a line or mark with its name.

@@ -1,11 +1,15 @@
 // The course of a simplification: at each look the rate in units of e/K against what is left, a picture for each measure.
 function drawCourse() {
-  const parent = byId("course-pictures"), course = data.runs[chosen.run].course;
+  const parent = byId("course-pictures"), told = byId("course-told");
   if (!parent) return;
+  const { name: run, course } = data.runs[chosen.course];
   parent.replaceChildren();
-  if (!course) return void element(parent, "p", "No policy of this run looked at the neurons after each dwell.", { class: "note" });
+  told.replaceChildren();
+  for (const end of course.ended) element(told, "p", `${data.runs.length > 1 ? `${run}: ${end}` : end}.`);
   const figures = [...Object.entries(course.measures).map(([name, values]) => [name, values, course.start[name] ?? null]),
     ["loss", course.loss, null]].filter(([, values]) => values.some(Boolean)); // what was never there has no picture
+  courseTable(told, course, figures);
+  if (course.step.length < 2) return; // one point is no course: the table says it
   const boxes = figures.map(() => element(parent, "figure", null));
   figures.forEach(([name, values, start], k) => {
     const last = values.findLastIndex((value) => value !== null);
@@ -14,6 +18,19 @@ function drawCourse() {
     element(boxes[k], "figcaption", `${start === null ? `first look ${show(values.find((v) => v !== null))}` : `start ${show(start)}, dotted`}; ` +
       `last look, ringed: ${show(values[last])} at step ${whole(course.step[last])}`);
   });
+}
+
+function courseTable(parent, course, figures) {
+  const last = course.step.length - 1, box = element(parent, "div", null, { class: "scroll", tabindex: 0, role: "region", "aria-label": "Start and last look" });
+  const table = element(box, "table", null, { class: "numeric" }), head = element(element(table, "thead", null), "tr", null);
+  element(head, "td", "");
+  ["at the start", `at the last look (step ${whole(course.step[last])}, ${show(course.dose[last])} e/K)`].forEach((text) => element(head, "th", text, { scope: "col" }));
+  const body = element(table, "tbody", null);
+  for (const [name, values, start] of figures) {
+    const row = element(body, "tr", null);
+    element(row, "th", name, { scope: "row" });
+    [start, values[last]].forEach((value) => element(row, "td", show(value)));
+  }
 }
 
 function response(box, course, name, values, start) {
@@ -27,7 +44,7 @@ function response(box, course, name, values, start) {
   const y = name === "loss" ? valueScale(known.map((k) => values[k]), [f.height - f.bottom, f.top])
     : d3.scaleLinear([0, (d3.max([...known.map((k) => values[k]), start ?? 0]) || 1) * 1.08], [f.height - f.bottom, f.top]);
   if (start !== null) svg.append("path").attr("class", "level thin dash-2").attr("d", `M${f.left} ${y(start)}H${f.width - f.right}`);
-  const kind = runClass(chosen.run), at = (k) => [x(course.dose[k]), y(values[k])];
+  const kind = runClass(chosen.course), at = (k) => [x(course.dose[k]), y(values[k])];
   svg.append("path").attr("class", `line thin ${kind}`).attr("d", d3.line()(known.map(at)));
   known.forEach((k, i) => {
     const [cx, cy] = at(k), mark = (r, classes) => svg.append("circle").attr("class", classes).attr("cx", cx).attr("cy", cy).attr("r", r);

@@ -1,9 +1,10 @@
 // The embedded data, how numbers are written, and what is chosen at the moment.
 const data = JSON.parse(document.getElementById("topoopt-data").textContent);
-const chosen = { run: 0, rate: 0, metric: data.metrics[0].key, layer: 0, edition: 0, step: null, bracket: false };
+const chosen = { run: 0, rate: 0, metric: data.metrics[0].key, layer: 0, edition: 0, step: null, bracket: false, course: data.runs.findIndex((run) => run.course) };
+const onPaper = () => document.body.classList.contains("paper");
 const byId = (id) => document.getElementById(id);
 const whole = d3.format(",");
-const short = (value) => d3.format(value !== 0 && Math.abs(value) < 0.001 ? ".2~e" : ".4~g")(value);
+const short = (value) => d3.format(value !== 0 && Math.abs(value) < 0.001 ? ".2~e" : ".4~g")(value).replace("e+", "e");
 
 const show = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? whole(value) : short(value));
 const positive = (value) => value !== null && value !== undefined && value > 0;

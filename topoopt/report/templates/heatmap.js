@@ -60,7 +60,7 @@ function heatColour(values, metric) {
 
 function heatLegend(colour, metric, holes) {
   const entries = [0, 0.25, 0.5, 0.75, 1].map((share) => ({
-    text: show(Number(colour.at(share).toPrecision(3))),
+    text: show(Number(colour.at(share).toPrecision(2))),
     draw: (svg) => svg.append("rect").attr("width", 28).attr("height", 14).attr("fill", d3.interpolateViridis(share)),
   }));
   if (holes) entries.push({ text: "not measured", draw: (svg) => svg.append("rect").attr("width", 28).attr("height", 14).attr("fill", hatch(svg, "missing")) });

@@ -94,7 +94,7 @@ function framed(svg, f) {
 function barcode(box, one, top, title, pair) {
   const bars = one.degrees.flatMap(({ bars: some }, k) => d3.sort(some, (bar) => bar[0], (bar) => bar[1] ?? Infinity).map((bar) => [k, ...bar]));
   const most = d3.max(pair, ([some]) => d3.sum(some.degrees, (degree) => degree.bars.length)); // one height for both
-  const f = sized(box, Math.max(150, Math.min(340, 60 + 3 * most)));
+  const f = sized(box, Math.max(150, Math.min(onPaper() ? 240 : 340, 60 + 3 * most)));
   const svg = picture(box, f.width, f.height, title, summary(one));
   const x = d3.scaleLinear([0, top * 1.06], [f.left, f.width - f.right]), y = d3.scaleBand(d3.range(bars.length), [f.top, f.height - f.bottom]);
   framed(svg, f);
@@ -113,13 +113,13 @@ function barcode(box, one, top, title, pair) {
 }
 
 function diagram(box, one, top, title) {
-  const f = sized(box, 300), svg = picture(box, f.width, f.height, title, summary(one));
+  const f = sized(box, onPaper() ? 240 : 300), svg = picture(box, f.width, f.height, title, summary(one));
   const x = d3.scaleLinear([-0.02 * top, top * 1.02], [f.left, f.width - f.right]);
   const y = d3.scaleLinear([0, top * 1.12], [f.height - f.bottom, f.top]), never = y(top * 1.08);
   framed(svg, f);
   svg.append("path").attr("class", "level thin").attr("d", `M${x(0)} ${y(0)}L${x(top)} ${y(top)}`);
   svg.append("path").attr("class", "event-line").attr("d", `M${f.left} ${never}H${f.width - f.right}`);
-  svg.append("text").attr("class", "soft halo").attr("x", f.width - f.right - 4).attr("y", never + 14).attr("text-anchor", "end").text("never dies");
+  svg.append("text").attr("class", "soft").attr("x", f.width - f.right).attr("y", f.top - 7).attr("text-anchor", "end").text("dotted: never dies");
   one.degrees.forEach(({ bars }, k) => bars.forEach(([birth, death]) =>
     symbol(svg, DEGREE_SYMBOLS[Math.min(k, 2)], x(birth), death === null ? never : y(death), 26, `fill ${degreeClass(k)}`)
       .append("title").text(`H${k}: birth ${show(birth)}, death ${death === null ? "never" : show(death)}`)));
@@ -134,7 +134,7 @@ function branches({ sizes, merges }) {
 
 // Both trees have one scale of ratios, their roots at the right: equal shapes look equal, whatever their size.
 function mergeTree(box, one, title, pair) {
-  const { sizes, merges, order } = one.tree, f = sized(box, Math.max(180, Math.min(420, 70 + 6 * order.length)));
+  const { sizes, merges, order } = one.tree, f = sized(box, Math.max(180, Math.min(onPaper() ? 300 : 420, 70 + 6 * order.length)));
   const svg = picture(box, f.width, f.height, title, branches(one.tree)), known = (tree) => tree.merges.map(([, , d]) => d).filter(positive);
   const ratio = d3.max(pair, ([some]) => (known(some.tree).length ? d3.max(known(some.tree)) / d3.min(known(some.tree)) : 1)) * 1.12;
   framed(svg, f);
@@ -183,5 +183,5 @@ function merges(box, start, now, title) {
     svg.append("path").attr("class", `line degree-0 ${classes}`).attr("d", d3.line().curve(d3.curveStepAfter).x(([d]) => x(d)).y(([, c]) => y(c))(points));
   }
   axis(svg, d3.axisBottom(x).tickValues(logTicks(x)).tickFormat(short), 0, f.height - f.bottom, { x: f.width - f.right, y: f.height - 4, anchor: "end", text: "distance" });
-  axis(svg, d3.axisLeft(y).tickValues(logTicks(y)).tickFormat(whole), f.left, 0, { x: 2, y: f.top - 7, text: "clusters left" });
+  axis(svg, d3.axisLeft(y).tickValues(logTicks(y, 30)).tickFormat(whole), f.left, 0, { x: 2, y: f.top - 7, text: "clusters left" });
 }

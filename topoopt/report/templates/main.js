@@ -29,8 +29,13 @@ function firstMetric() {
 
 function setUp() {
   const names = data.runs.map((run) => run.name), rates = d3.max(data.runs, (run) => run.timeline.lr.length) || 0;
-  if (names.length > 1) for (const [id, label] of [["timeline-controls", "r_pair and rates of"], ["heat-controls", "Run"], ["course-controls", "Run"]])
-    if (byId(id)) selector(byId(id), `${id}-run`, label, names, 0, chooseRun).parentNode.classList.add("run-choice");
+  if (names.length > 1) for (const [id, label] of [["timeline-controls", "r_pair and rates of"], ["heat-controls", "Run"]])
+    selector(byId(id), `${id}-run`, label, names, 0, chooseRun).parentNode.classList.add("run-choice");
+  const simplified = d3.range(names.length).filter((k) => data.runs[k].course);
+  if (simplified.length > 1) selector(byId("course-controls"), "course-run", "Run", simplified.map((k) => names[k]), 0, (k) => {
+    chosen.course = simplified[k];
+    drawCourse();
+  });
   if (rates > 1) selector(byId("timeline-controls"), "rate-choice", "Parameter group", d3.range(rates), 0, (g) => {
     chosen.rate = g;
     drawTimeline();
@@ -44,6 +49,9 @@ function setUp() {
   selector(byId("heat-controls"), "metric-choice", "Show", data.metrics.map((metric) => metric.label), firstMetric(), (k) => {
     chosen.metric = data.metrics[k].key;
     drawHeatMap();
+  }).querySelectorAll("option").forEach((option, k) => {
+    const known = data.runs.some((run) => run.heat.values[data.metrics[k].key].flat().some((value) => value !== null));
+    if (!known) Object.assign(option, { disabled: true, textContent: `${option.textContent} (not measured)` });
   });
   const cursor = byId("cursor"), edition = byId("edition");
   cursor.max = Math.max(steps.length - 1, 0);
@@ -61,25 +69,36 @@ function setUp() {
   if (steps.length) setCursor(steps.length - 1);
 }
 
+// On paper a picture is as wide as the paper, whatever the window is.
+const PAPER = 720;
+
 function redrawWhenWider() {
   let width = byId("timeline-chart").clientWidth;
   new ResizeObserver(() => {
     const now = byId("timeline-chart").clientWidth;
-    if (Math.abs(now - width) < 2) return;
+    if (Math.abs(now - width) < 2 || onPaper()) return;
     width = now;
     draw();
   }).observe(byId("timeline-chart"));
 }
 
-function openForPrint() {
+function prepareForPrint() {
   let closed = [];
   window.addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open])")].filter((one) => !one.closest(".several"));
     closed.forEach((one) => (one.open = true));
+    document.body.classList.add("paper");
+    document.body.style.width = `${PAPER}px`;
+    draw();
   });
-  window.addEventListener("afterprint", () => closed.forEach((one) => (one.open = false)));
+  window.addEventListener("afterprint", () => {
+    closed.forEach((one) => (one.open = false));
+    document.body.classList.remove("paper");
+    document.body.style.width = "";
+    draw();
+  });
 }
 
 setUp();
 redrawWhenWider();
-openForPrint();
+prepareForPrint();
