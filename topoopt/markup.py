@@ -35,8 +35,15 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 class Scale(Protocol):
     """What `scale` draws: a verdict's gauge."""
 
-    ratio: float
-    band: tuple[float, float]
+    @property
+    def ratio(self) -> float:
+        """The run's."""
+        ...
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Good values."""
+        ...
 
     @property
     def ticks(self) -> tuple[float, ...]:
