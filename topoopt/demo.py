@@ -30,7 +30,7 @@ from topoopt.terminal import STYLES, Terminal
 
 LOWEST, HIGHEST = 0.02, 2.0
 """The learning rate's range in a run of full length: r goes from about a hundredth to past the edge."""
-HEADER = f"{'step':>6}  {'loss':>7}  {'phase':<14}  {'r':>7}  {'eta* in':<20}  {'distortion':<15}  H0, H1"
+HEADER = f"{'step':>6}  {'loss':>6}  {'phase':<14}  {'r':>6}  {'eta* in':<13}  {'distortion':<13}  {'loops':>5}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def run(settings: DemoSettings, stream: TextIO | None = None, *, quiet: bool = F
         terminal.say(f"verdict: {record.verdict.state}", STYLES.get(record.verdict.state, ""))
         for line in record.verdict.lines:
             terminal.paragraph(line)
+        if record.verdict.gauge is not None:
+            told.say(record.verdict.gauge.line())
     for what, path in (("record", files.record), ("picture", files.picture), ("report", files.page)):
         terminal.say(f"{what:<8} {path}")
     return files
@@ -160,31 +162,29 @@ def digits(seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Te
 
 def row(m: Measurement) -> str:
     """One measurement as a row of the table."""
-    return f"{m.step:>6}  {m.loss:>7.4f}  {m.phase:<14}  {m.proximity:>7.3f}  {_bracket(m):<20}  {_groups(m)}"
+    return f"{m.step:>6}  {m.loss:>6.3f}  {m.phase:<14}  {m.proximity:>6.3f}  {_bracket(m):<13}  {_groups(m)}"
 
 
 def _bracket(m: Measurement) -> str:
     low, high = m.eta_star_bracket[0]
-    return f"[{low:.3g}, {high:.3g}]"
+    return f"{low:.2g} to {high:.2g}"
 
 
 def _groups(m: Measurement) -> str:
-    """Distortion since the last measurement over all groups, and what homology says of them."""
+    """Distortion since the last measurement over all groups, and how many loops they have."""
     if not m.groups:
         return "no neurons measured"
     groups = list(m.groups.values())
     low = min(group.distortion_window[0] for group in groups)
     high = max(group.distortion_window[1] for group in groups)
-    margin = min(group.merge_margin for group in groups)
-    return f"{f'{low:.3f} to {high:.3f}':<15}  nearest {margin:.3f}, {_loops(groups)}"
+    return f"{f'{low:.2f} to {high:.2f}':<13}  {_loops(groups):>5}"
 
 
 def _loops(groups: Sequence[GroupMeasurement]) -> str:
     """Loops of this very step, or that they are not known yet: what is on its way is never told as none."""
     if any(group.pending or len(group.diagrams) < 2 for group in groups):
-        return "loops on their way"
-    loops = sum(len(group.diagrams[1]) for group in groups)
-    return f"{loops} loops of {sum(group.total_persistence[1] for group in groups):.2f} in all"
+        return "..."
+    return str(sum(len(group.diagrams[1]) for group in groups))
 
 
 def _draw(files: DemoFiles, record: Record) -> None:
@@ -202,6 +202,7 @@ def _conclude(terminal: Terminal, measurements: Sequence[Measurement], accuracy:
     highest = max((m.proximity for m in measurements if math.isfinite(m.proximity)), default=math.nan)
     spread = ", ".join(f"{phases[phase]} {phase}" for phase in Phase if phases[phase])
     edge = "" if last.edge is None else f" (edge {last.edge:g})"
+    terminal.say("eta* in: between these bounds; loops: of all layers, ... where still on their way")
     terminal.say()
     terminal.say(f"{len(measurements)} measurements: {spread}; r rose to {highest:.3g}{edge}")
     terminal.say(

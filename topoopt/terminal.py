@@ -64,7 +64,7 @@ class Terminal:
                 print(line, file=self.stream)
             self.stream.flush()
         else:
-            self.console.print(rich_table(rows))
+            self.console.print(rich_table(rows, self.width))
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -84,29 +84,32 @@ def plain_table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     names = list(rows[0])
     cells = [names, *[[cell(row[name]) for name in names] for row in rows]]
     right = [_is_numeric(rows, name) for name in names]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(names))]
-    texts = [k for k in range(len(names)) if not right[k]]
+    widths = fitting(rows, width)
+    return ["  ".join(_fitted(line[k], widths[k], right[k]) for k in range(len(names))).rstrip() for line in cells]
+
+
+def fitting(rows: Sequence[Mapping[str, Any]], width: int) -> list[int]:
+    """The width of each column: as wide as its cells; of those of text the widest is narrowed until the table fits the screen."""
+    names = list(rows[0])
+    widths = [max(len(str(name)), *(len(cell(row[name])) for row in rows)) for name in names]
+    texts = [k for k, name in enumerate(names) if not _is_numeric(rows, name)]
     while texts and sum(widths) + 2 * (len(names) - 1) > width:
         widest = max(texts, key=lambda k: widths[k])
         if widths[widest] <= NARROWEST:
             break
         widths[widest] -= 1
-    return ["  ".join(_fitted(line[k], widths[k], right[k]) for k in range(len(names))).rstrip() for line in cells]
+    return widths
 
 
-def rich_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+def rich_table(rows: Sequence[Mapping[str, Any]], screen: int = 80) -> Any:
     """The same as rich's table, with colours where a word has one."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in rows[0]:
-        title = Text(clean(str(name)))
-        if _is_numeric(rows, name):
-            width = max(len(title), *(len(cell(row[name])) for row in rows))
-            table.add_column(title, justify="right", no_wrap=True, min_width=width)
-        else:
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
+    for name, width in zip(rows[0], fitting(rows, screen), strict=True):
+        justify = "right" if _is_numeric(rows, name) else "left"
+        table.add_column(Text(clean(str(name))), justify=justify, no_wrap=True, overflow="ellipsis", width=width)
     for row in rows:
         table.add_row(*(Text(cell(value), style=STYLES.get(str(value), "")) for value in row.values()))
     return table

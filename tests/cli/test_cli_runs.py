@@ -20,7 +20,7 @@ from topoopt.cli.checking import ORDER, judged
 from topoopt.cli.watching import follow, merged, told
 from topoopt.measurement import SpectralReading
 from topoopt.report import JsonLines, lines, read
-from topoopt.terminal import Terminal, clean, plain_table
+from topoopt.terminal import Terminal, clean, fitting, plain_table
 from topoopt.verdict import STATES
 
 
@@ -82,11 +82,35 @@ def test_compare_says_what_differs(run: Path, capsys: pytest.CaptureFixture[str]
     assert (rows["setting every"]["A"], rows["setting every"]["B"]) == (7, 9)
     assert "version topoopt" not in rows
     assert main(["compare", str(run), str(other)]) == 0
-    heads, table, same = capsys.readouterr().out.split("\n\n")
-    assert [line.rsplit(": ", 1)[1] for line in heads.splitlines() if " is " in line] == ["right", "too high"]
+    head, other_head, table, same = capsys.readouterr().out.split("\n\n")
+    assert [one.splitlines()[0].rsplit(": ", 1)[1] for one in (head, other_head)] == ["right", "too high"]
+    assert next(line for line in table.splitlines() if line.startswith("loss at the end")).split()[-3:] == [
+        "1",
+        "3",
+        "3",
+    ]
     assert max(map(len, table.splitlines())) <= 80
     assert not [line for line in table.splitlines() if line.startswith("model")]
     assert same.startswith("the same in both: started, model, parameters, optimizer")
+
+
+def test_a_folder_of_runs_names_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ba":
+        write_run(run / "all" / name / "record.jsonl", a_run(name))
+    assert main(["show", str(run / "all")]) == 1
+    assert f"give one of {run / 'all' / 'a'}, {run / 'all' / 'b'}\n" in capsys.readouterr().err
+
+
+def test_a_long_setting_leaves_the_other_columns_their_room(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = {"policy": "simplify", "target": None, "ceiling": 200.0, "then": {"policy": "preserve", "target": 0.9}}
+    other = write_run(run / "b" / "record.jsonl", a_run("two", settings={"mode": policy, "every": 7}), loss=3.0)
+    assert main(["compare", str(run), str(other)]) == 0
+    assert "simplify (ceiling 200, then preserve (target" in capsys.readouterr().out
+    rows = [{"": f"a name of {k}", "A": "1", "B": "x" * 300, "C": "y" * 30} for k in range(3)]
+    assert max(map(len, plain_table(rows, 80))) == sum(fitting(rows, 80)) + 6 == 80
+    assert fitting(rows, 80)[:2] == [11, 1]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -149,6 +173,14 @@ def test_a_record_is_followed_as_it_is_written(tmp_path: Path) -> None:
             break
     assert seen[:3] == ["Header", "MeasurementLine", "MeasurementLine"]
     assert seen[3:] == ["Header", *["MeasurementLine", "ReadingLine"] * 2, "DecisionLine", "VerdictLine", "EndLine"]
+
+
+def test_a_measurement_that_is_told_again_with_its_loops_is_told_once() -> None:
+    reading = lines.ReadingLine(SpectralReading(step=12))
+    again, then = lines.MeasurementLine(make(10)), lines.MeasurementLine(make(20))
+    header = lines.Header(2, run=a_run("one", resumed="zero", resumed_at=5))
+    seen = merged(iter([again, reading, again, then, header, again]))
+    assert list(seen) == [again, reading, then, header, again]
 
 
 def test_every_line_is_told_in_words() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +46,18 @@ def test_a_log_file_gets_a_line_at_the_start_at_changes_that_last_and_at_the_end
         "step 3: verdict right",
     ]
     assert lines[4].startswith("ended after")
-    assert tuple(lines[5:]) == a_verdict().lines
+    assert tuple(lines[5:8]) == a_verdict().lines
+    assert lines[8:] == [a_verdict().gauge.line()]  # type: ignore[union-attr]
+
+
+def test_that_there_are_no_readings_yet_is_not_told() -> None:
+    stream = io.StringIO()
+    live = Live(stream)
+    live.begin(a_run("one"))
+    for step, state in ((0, "not enough readings"), (9, "too low"), (19, "not enough readings")):
+        live.verdict(step, replace(a_verdict(), state=state))
+    told = [line for line in stream.getvalue().splitlines() if line.startswith("step")]
+    assert told == ["step 9: verdict too low", "step 19: verdict not enough readings"]
 
 
 class Screen(io.StringIO):

@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("-q", "--quiet", action="store_true", help="only what was asked for, no words around it")
     common.add_argument("--traceback", action="store_true", help="on an error, also where it was raised")
     whole = argparse.ArgumentParser(
-        prog="topoopt", description="How close a learning rate is to the topological critical one.", epilog=EXITS
+        prog="topoopt",
+        description="How close a learning rate is to the topological critical one. To see it: topoopt demo",
+        epilog=EXITS,
     )
     whole.add_argument("-V", "--version", action="version", version=f"topoopt {topoopt.__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")

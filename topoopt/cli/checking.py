@@ -53,4 +53,4 @@ def judged(
         known = state if state in STATES else "missing"
         return allow_unknown, f"the verdict is {known!r}: nothing is known of the rate"
     passed = ORDER.index(state) <= ORDER.index(at_most)
-    return passed, f"the verdict is {state!r}; at most {at_most!r} was asked for"
+    return passed, f"the verdict is {state!r}; the worst that passes is {at_most!r}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from topoopt.cli.figures import emit, figures
+from topoopt.cli.figures import emit, figures, for_people
 from topoopt.cli.making import opened
 from topoopt.report import RunRecord
+from topoopt.report.page.values import setting
 from topoopt.report.tables import Row
 from topoopt.terminal import STYLES, Terminal
 
@@ -24,10 +25,11 @@ def compare(arguments: argparse.Namespace) -> int:
             state = run.verdict.state if run.verdict is not None else "no verdict"
             terminal.paragraph(f"{label} is {run.path}: {state}", STYLES.get(state, ""))
             if run.verdict is not None:
-                terminal.paragraph(f"   {run.verdict.happened}")
-        terminal.say()
-    different = [row for row in rows if row["A"] != row["B"]]
-    terminal.table([{name: _short(value) for name, value in row.items()} for row in different])
+                terminal.paragraph(run.verdict.happened)
+            if run.verdict is not None and run.verdict.gauge is not None:
+                terminal.say(run.verdict.gauge.line())
+            terminal.say()
+    terminal.table([_for_people(row) for row in rows if row["A"] != row["B"]])
     same = [row[""] for row in rows if row["A"] == row["B"] and row["A"] is not None]
     if same and not arguments.quiet:
         terminal.say()
@@ -56,5 +58,13 @@ def _row(name: str, a: Any, b: Any) -> Row:
     return {"": name, "A": a, "B": b, "B against A": change}
 
 
-def _short(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
+def _for_people(row: Row) -> Row:
+    """The row as it is read: B in units of A instead of their difference, which everybody sees."""
+    name = row[""]
+    (said, a), (_, b) = (next(iter(for_people({name: row[one]}).items())) for one in ("A", "B"))
+    times = row["B"] / row["A"] if row["B against A"] is not None and row["A"] else None
+    return {"": said, "A": _short(a), "B": _short(b), "B / A": f"{times:.3g}" if times is not None else ""}
+
+
+def _short(value: Any) -> str:
+    return "-" if value is None else setting(value)

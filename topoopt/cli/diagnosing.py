@@ -43,7 +43,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         )
         return 0
     terminal = Terminal()
-    for name, value in {**said, **(cost or {})}.items():
+    for name, value in {**said, **(_cost_for_people(cost) if cost else {})}.items():
         terminal.say(f"{name:<20}  {value}")
     terminal.say()
     libraries = [_installed(name, extra) for name, extra in extras.items()]
@@ -51,6 +51,17 @@ def doctor(arguments: argparse.Namespace) -> int:
         libraries = [{key: value for key, value in one.items() if key != "install"} for one in libraries]
     terminal.table(libraries)
     return 0
+
+
+def _cost_for_people(cost: Mapping[str, Any]) -> dict[str, str]:
+    """What `cost_of` found, in units that are read at a glance."""
+    times = f"{cost['reading, gradients']:.3g} of its gradients, {cost['products']} products by {cost['engine']}"
+    edge = "" if cost["edge"] is None else f", the edge is at {cost['edge']:.3g}"
+    return {
+        "one gradient takes": f"{1e3 * cost['gradient, seconds']:.3g} ms",
+        "a first reading takes": f"{1e3 * cost['reading, seconds']:.3g} ms, as much as {times}",
+        "r there": f"{cost['r']:.3g} under {cost['rule']}{edge}",
+    }
 
 
 def requirements() -> tuple[list[str], dict[str, str]]:

@@ -80,12 +80,24 @@ def tell_verdict(terminal: Terminal, run: RunRecord, *, titled: bool = False) ->
         terminal.say(f"verdict: {run.verdict.state}", STYLES.get(run.verdict.state, ""))
     for line in run.verdict.lines:
         terminal.paragraph(line)
+    if titled and run.verdict.gauge is not None:
+        terminal.say(run.verdict.gauge.line())
 
 
 def for_people(row: Row) -> Row:
-    """Figures as they are read: a share in percent, a time with its unit."""
-    units = {"share of measuring": lambda v: f"{100 * v:.3g} %", "seconds": lambda v: f"{v:.4g} s"}
-    names = {"share of measuring": "measuring took", "seconds": "wall time"}
+    """Figures as they are read: a share in percent, a time with its unit, whole numbers in thousands."""
+    units = {
+        "share of measuring": lambda v: f"{100 * v:.3g} %",
+        "seconds": lambda v: f"{v:.4g} s",
+        "started": lambda v: str(v).replace("T", " ")[:19],
+        **dict.fromkeys(("parameters", "steps", "measurements", "readings"), lambda v: f"{v:,}"),
+    }
+    names = {
+        "share of measuring": "measuring took",
+        "seconds": "wall time",
+        "r/e, median": "r/e, median of all",
+        "r/e, largest": "r/e, largest of all",
+    }
     return {
         names.get(name, name): units[name](value) if name in units and value is not None else value
         for name, value in row.items()

@@ -15,13 +15,13 @@ from topoopt.terminal import Terminal, cell
 BRIEF = {
     "measurements": ("step", "phase", "proximity", "r_over_edge", "lr", "lr_scale", "loss"),
     "readings": ("step", "r", "r_over_edge", "lr", "scale", "loss", "grad_norm", "update_ratio"),
-    "layers": ("step", "layer", "n", "gain", "distortion_lower", "distortion_upper", "merge_margin", "twins"),
+    "layers": ("step", "layer", "n", "gain", "distortion_step_lower", "distortion_step_upper", "merge_margin", "twins"),
     "decisions": ("step", "scale", "policy", "rule", "note"),
 }
 """Columns that fit on a screen; `--csv` and `--json` have all."""
 HEADS: dict[str, str] = {
     "proximity": "r", "r_over_edge": "r/e", "lr": "rate", "lr_scale": "factor", "scale": "factor", "n": "neurons",
-    "gain": "r_pair", "distortion_lower": "a", "distortion_upper": "b", "merge_margin": "nearest",
+    "gain": "r_pair", "distortion_step_lower": "a", "distortion_step_upper": "b", "merge_margin": "nearest",
 }  # fmt: skip
 """What people call a column, as on the page; data keep the fields' own names."""
 
@@ -42,11 +42,16 @@ def show(arguments: argparse.Namespace) -> int:
         terminal.say()
         _card(terminal, run)
         terminal.say()
-        names: Sequence[str] = BRIEF[arguments.table]
-        terminal.table([{HEADS.get(name, name): row[name] for name in names} for row in rows])
+        terminal.table([_brief(row, BRIEF[arguments.table]) for row in rows])
         for problem in run.problems[:5]:
             terminal.say(problem)
     return 0
+
+
+def _brief(row: Row, names: Sequence[str]) -> Row:
+    """The columns that people read; r of a preconditioner that is warming up is of no phase, and says so."""
+    shown = {HEADS.get(name, name): row[name] for name in names}
+    return shown | ({"phase": "warming up"} if "phase" in shown and row.get("warming") else {})
 
 
 def thinned(rows: Sequence[Row], count: int) -> list[Row]:

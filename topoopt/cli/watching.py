@@ -26,6 +26,7 @@ def watch(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--interval {arguments.interval} is not usable: give seconds above 0")
     path, terminal = located(arguments.record), Terminal()
     if not arguments.quiet:
+        terminal.say(f"following {path}; Ctrl+C ends it")
         terminal.say(HEAD)
     for line in merged(follow(path, lambda: time.sleep(arguments.interval))):
         for text in told(line):
@@ -66,9 +67,18 @@ def follow(path: Path, wait: Callable[[], object]) -> Iterator[lines.Line | None
 
 
 def merged(following: Iterator[lines.Line | None]) -> Iterator[lines.Line]:
-    """Leave out a reading that is told again as a part of its measurement."""
+    """Leave out a reading that is told again as a part of its measurement, and a measurement that is told again with its loops."""
     held: lines.ReadingLine | None = None
+    last = -1
     for line in following:
+        if isinstance(line, lines.Header):  # a run that goes on may do steps again
+            last = -1
+        if isinstance(line, lines.MeasurementLine):
+            if line.value.step < last:
+                continue
+            last = line.value.step
+        if isinstance(line, lines.ReadingLine):
+            last = max(last, line.value.step)
         again = held is not None and isinstance(line, lines.MeasurementLine) and line.value.step == held.value.step
         if held is not None and not again:
             yield held
@@ -89,7 +99,8 @@ def told(line: lines.Line) -> list[str]:
             used = one.lr[0] * one.scale if one.lr else math.nan
             return [_row(one.step, phase_of(one), one.r, one.edge, used, one.loss)]
         case lines.DecisionLine(step, one):
-            return [f"{step:>8}  factor {one.scale:.4g} by {one.policy} ({one.rule}) {one.note}".rstrip()]
+            why = "" if one.rule == "none" else f" ({one.rule})"
+            return [f"{step:>8}  factor {one.scale:.4g} by {one.policy}{why} {one.note}".rstrip()]
         case lines.VerdictLine(step, one):
             return [f"{step:>8}  verdict: {one.state}"]
         case lines.EndLine(summary):

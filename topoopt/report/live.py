@@ -56,15 +56,19 @@ class Live:
 
     def verdict(self, step: int, verdict: Verdict) -> None:
         """Show a verdict that has changed."""
+        first = self._verdict is None and verdict.state == "not enough readings"  # what else could it be
         self._verdict = verdict
-        self._shown.say(f"step {step:,}: verdict {verdict.state}")
+        if not first:
+            self._shown.say(f"step {step:,}: verdict {verdict.state}")
         self._draw()
 
     def end(self, summary: Summary) -> None:
         """Show the verdict's three lines."""
         self._verdict, self._done = summary.verdict, summary.steps
         self._draw(ended=True)
-        self._shown.say(f"ended after {summary.steps:,} steps\n{summary.verdict}")
+        gauge = summary.verdict.gauge
+        line = "" if gauge is None else f"\n{gauge.line()}"
+        self._shown.say(f"ended after {summary.steps:,} steps\n{summary.verdict}{line}")
 
     def close(self) -> None:
         """Leave what is shown as it stands."""
@@ -84,9 +88,7 @@ class Live:
 
     def _draw(self, *, ended: bool = False) -> None:
         total = self._run.total_steps if self._run is not None else None
-        lines = () if self._verdict is None else self._verdict.lines if ended else self._verdict.lines[:1]
-        state = "" if self._verdict is None else self._verdict.state
-        self._shown.draw(list(self._rows), list(self._ratios), (self._done, total), state, lines)
+        self._shown.draw(list(self._rows), list(self._ratios), (self._done, total), self._verdict, ended=ended)
 
 
 def _place(stream: TextIO | None) -> _Notebook | _Screen | _Lines:
@@ -112,7 +114,7 @@ class _Lines:
     def say(self, text: str) -> None:
         self._terminal.say(text)
 
-    def draw(self, rows: Any, ratios: Any, progress: Any, state: str, lines: Any) -> None:
+    def draw(self, rows: Any, ratios: Any, progress: Any, verdict: Verdict | None, *, ended: bool) -> None:
         """Nothing can be drawn over."""
 
     def close(self) -> None:
@@ -132,7 +134,9 @@ class _Screen:
         if not self._live.is_started:
             self._terminal.say(text)  # what changes later is in the table
 
-    def draw(self, rows: Any, ratios: Any, progress: tuple[int, int | None], state: str, lines: Any) -> None:
+    def draw(
+        self, rows: Any, ratios: Any, progress: tuple[int, int | None], verdict: Verdict | None, *, ended: bool
+    ) -> None:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -144,8 +148,12 @@ class _Screen:
         foot = Table.grid(padding=(0, 1))
         steps = f"step {done:,}" + (f" of {total:,}" if total else "")
         foot.add_row(*([ProgressBar(total=total, completed=done, width=30)] if total else []), steps)
-        said = [Text(f"verdict: {state}", style=STYLES.get(state, "")), *map(Text, lines)] if state else []
-        self._live.update(Group(rich_table(rows), foot, *said), refresh=True)
+        said = []
+        if verdict is not None:
+            gauge = verdict.gauge
+            told = (*_told(verdict, ended), *([] if gauge is None else [gauge.line()]))
+            said = [Text(f"verdict: {verdict.state}", style=STYLES.get(verdict.state, "")), *map(Text, told)]
+        self._live.update(Group(rich_table(rows, self._terminal.width), foot, *said), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
@@ -169,18 +177,24 @@ class _Notebook:
         rows: list[dict[str, Any]],
         ratios: list[tuple[int, float]],
         progress: tuple[int, int | None],
-        state: str,
-        lines: Any,
+        verdict: Verdict | None,
+        *,
+        ended: bool,
     ) -> None:
         done, total = progress
         bar = f"<progress value='{done}' max='{total}' style='width:24em'></progress> " if total else ""
         steps = f"{bar}step {done:,}" + (f" of {total:,}" if total else "")
-        said = markup.verdict(state, lines) if state else ""
+        said = "" if verdict is None else markup.verdict(verdict.state, _told(verdict, ended), verdict.gauge)
         shown = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
         self._handle.update(self._html(f"{said}{curve(ratios)}<div>{steps}</div>{markup.table(self._title, shown)}"))
 
     def close(self) -> None:
         """The output stays as it is."""
+
+
+def _told(verdict: Verdict, ended: bool) -> tuple[str, ...]:
+    """What happened while the run goes on; all three lines when it has ended."""
+    return verdict.lines if ended else verdict.lines[:1]
 
 
 def curve(ratios: list[tuple[int, float]], width: int = 520, height: int = 110) -> str:

@@ -101,7 +101,7 @@ def call(where: str) -> Any:
     """
     name, _, attribute = where.partition(":")
     if not attribute or not name:
-        raise ConfigError(f"{where!r} is no module:callable")
+        raise ConfigError(f"{where!r} is no module:callable: give one as package.module:function")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(name), attribute)

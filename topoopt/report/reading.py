@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
 
 NAME = "record.jsonl"
+NAMED = 6
+"""Folders with records that an error names."""
 """Of the record in a run's folder."""
 PROBLEMS = 100
 """Problems that are told one by one; the rest is counted."""
@@ -60,15 +63,28 @@ def located(path: str | Path) -> Path:
     Raises:
         RecordError: when there is none.
     """
-    path = Path(path)
+    path, folder = Path(path), None
     try:
-        path = path / NAME if path.is_dir() else path
+        if path.is_dir():
+            folder, path = path, path / NAME
         found = path.is_file()
     except (OSError, ValueError):  # too long, or with a null character
         found = False
     if not found:
-        raise RecordError(f"there is no record at {shortened(path)}: give the file that JsonLines wrote, or its folder")
+        raise RecordError(f"there is no record at {shortened(path)}: {_what_to_give(folder)}")
     return path
+
+
+def _what_to_give(folder: Path | None) -> str:
+    """What to do instead; of a folder whose folders hold records, their names."""
+    try:
+        below = [] if folder is None else [one.parent for one in itertools.islice(folder.glob(f"*/{NAME}"), NAMED + 1)]
+    except OSError:
+        below = []
+    if not below:
+        return "give the file that JsonLines wrote, or its folder"
+    more = ", ..." if len(below) > NAMED else ""
+    return f"give one of {', '.join(sorted(str(one) for one in below[:NAMED]))}{more}"
 
 
 def decode(text: bytes) -> lines.Line:

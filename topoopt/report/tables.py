@@ -108,6 +108,7 @@ def _measurements(run: RunRecord) -> Iterator[Row]:
             "decision": rule,
             "seconds": m.seconds,
             "share": m.share,
+            "warming": m.spectral.warming,
             "skipped": "; ".join(f"{name}: {reason}" for name, reason in m.skipped.items()),
         }
 
@@ -145,6 +146,8 @@ def _layer(group: GroupMeasurement) -> Row:
     loops = [len(diagram) for diagram in group.diagrams[1:2]]
     return {
         **{name: getattr(group, name) for name in names},
+        "distortion_step_lower": group.distortion[0],
+        "distortion_step_upper": group.distortion[1],
         "distortion_lower": group.distortion_window[0],
         "distortion_upper": group.distortion_window[1],
         "distortion_total_lower": group.distortion_total[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median, quantiles
@@ -20,8 +20,8 @@ from topoopt.verdict.gauge import Gauge, beside_r
 SETTINGS = 40
 """Settings of a run that are listed."""
 HEAD = (
-    "layer", "neurons", "dimension", "r (at step)", "r_pair", "distortion", "nearest pair", "twins", "vanishing", "silent",
-    "loops",
+    "layer", "neurons", "dimension", "r (at step)", "r_pair", "distortion of the step", "since the start", "nearest pair",
+    "twins", "vanishing", "silent", "loops",
 )  # fmt: skip
 
 
@@ -60,18 +60,19 @@ class Card:
 
 def card(view: RunView) -> Card:
     """Return the card of one run; what the record does not say is not on it."""
-    lines = () if view.verdict is None else tuple(str(line) for line in view.verdict.lines)
-    scale = None if view.verdict is None else view.verdict.gauge
+    verdict = view.verdict
+    lines = () if verdict is None else tuple(str(line) for line in verdict.lines)
+    scale = None if verdict is None else verdict.gauge
     known = [reading for reading in view.readings if number(reading.r) is not None and not reading.warming]
     facts = [*_identity(view), *_counts(view, known)]
     more = [*_origin(view), *_times(view)]
     settings = [(clip(key, 60), clip(setting(value))) for key, value in view.settings.items()]
     return Card(
         view.name,
-        look(view.verdict),
+        look(verdict),
         lines,
         scale,
-        scale is not None and beside_r(view.verdict.state, scale),
+        verdict is not None and scale is not None and beside_r(verdict.state, scale),
         _subtitle(view),
         tuple(one for one in (_ratio(known), _loss(view), _cost(view)) if one.value),
         tuple(_phases(known)),
@@ -110,14 +111,18 @@ def layers(view: RunView, most: int) -> tuple[list[str], list[list[str]]]:
 
 
 def _layer(view: RunView, name: str, group: GroupMeasurement) -> list[str]:
-    low, high = (shown(value, 3) for value in group.distortion_total)
-    distortion = "–" if low == high == "–" else f"{low} to {high}"
+    step, total = (_ends(shown(value, 3) for value in ends) for ends in (group.distortion, group.distortion_total))
     loops = shown(len(group.diagrams[1])) if len(group.diagrams) > 1 else "–"
     silent = shown(group.silent) if group.silent != -1 else "–"
     return [
-        clip(name, 120), shown(group.n), shown(group.d), _own(view, name), shown(group.gain, 3), distortion,
+        clip(name, 120), shown(group.n), shown(group.d), _own(view, name), shown(group.gain, 3), step, total,
         shown(group.merge_margin, 3), shown(group.twins), shown(group.vanishing), silent, loops,
     ]  # fmt: skip
+
+
+def _ends(texts: Iterable[str]) -> str:
+    low, high = texts
+    return low if low == high else f"{low} to {high}"
 
 
 def _own(view: RunView, name: str) -> str:

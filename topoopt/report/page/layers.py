@@ -38,8 +38,10 @@ class Metric:
 METRICS = (
     Metric("r", "r of the layer", "proximity restricted to the layer's weights: the last one known",
            lambda g: g.proximity, log=True, carried=True),
-    Metric("distortion", "distortion", "log(b / a) of distances since the first measurement: 0 is a shape unchanged",
-           lambda g: _distortion(g)),
+    Metric("distortion", "distortion since the start", "log(b / a) of distances to those at first: 0 is a shape unchanged",
+           lambda g: _spread(g.distortion_total)),
+    Metric("distortion_step", "distortion of the step", "log(b / a) of distances in one step: 0 is a shape unchanged",
+           lambda g: _spread(g.distortion)),
     Metric("gain", "r_pair", "largest stretch of a pair of neurons in one step: below 1 the step is certified",
            lambda g: g.gain, log=True),
     Metric("twins", "twins", "neurons that have another nearly equal to them", lambda g: g.twins),
@@ -173,8 +175,9 @@ def _latest(name: str, measurements: list[Measurement]) -> GroupMeasurement:
     return next(m.groups[name] for m in reversed(measurements) if name in m.groups)
 
 
-def _distortion(group: GroupMeasurement) -> float | None:
-    low, high = numbers(group.distortion_total, 17)
+def _spread(distortion: Any) -> float | None:
+    """log(b / a)."""
+    low, high = numbers(distortion, 17)
     return math.log(high / low) if low is not None and high is not None and 0 < low <= high else None
 
 

@@ -53,7 +53,7 @@ GLOSSARY = (
     ("factor", "What a policy multiplies the rate by. In report mode it is 1 throughout."),
     ("neuron", "All parameters of one of a layer's interchangeable units, as a point. A layer is a cloud of such points."),
     ("distortion", "The least (a) and largest (b) ratio of a distance between two neurons to what it was. a = b = 1 is a "
-     "cloud unchanged; the heat map shows log(b / a) since the first measurement."),
+     "cloud unchanged; the heat map shows log(b / a), of one step or since the first measurement (with keep=\"host\")."),
     ("persistence", "Balls grow around the neurons. A feature is born at one radius and dies at another: clusters merge "
      "(H0), loops appear and are filled (H1). What lives long is shape, what dies at once is noise."),
     ("barcode, diagram", "The same features drawn twice: as bars from birth to death, and as points (birth, death). The "
