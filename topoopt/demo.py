@@ -191,7 +191,7 @@ def _draw(files: DemoFiles, record: Record) -> None:
     from topoopt.report import html, plots
 
     picture = io.BytesIO()
-    plots.overview_figure(record.measurements).savefig(picture, format="png", dpi=120)
+    plots.overview_figure(record.measurements, record.readings).savefig(picture, format="png", dpi=120)
     write_whole(files.picture, picture.getvalue())
     write_whole(files.page, html.page(record))
 

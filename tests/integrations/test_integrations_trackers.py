@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from topoopt import TopoOptimizer
-from topoopt.integrations.rows import HEADLINES
+from topoopt.integrations.rows import HEADLINES, Rows
 
 
 def train(sink, steps=8, each=lambda step: None, lr=0.1, **options):
@@ -43,6 +45,13 @@ def by_step(rows):
     return seen
 
 
+def test_layers_too_small_for_a_loop_are_not_waited_for(make):
+    small = replace(make(0).groups["layer.0"], n=3, diagrams=(np.array([[0.0, 1.0]]),), diagrams_step=0)
+    loops = replace(make(0).groups["layer.0"], n=9, diagrams=(np.zeros((1, 2)), np.ones((5, 2))), diagrams_step=0)
+    assert Rows().row(replace(make(0), groups={"a": small, "b": loops}))["topo/loops"] == 5.0
+    assert "topo/loops" not in Rows().row(replace(make(0), groups={"a": replace(small, n=4), "b": loops}))
+
+
 def test_wandb_holds_every_reading_and_measurement(tmp_path, wandb_offline, wandb_rows):
     from topoopt.integrations.wandb import WandbSink
 
@@ -68,6 +77,10 @@ def test_wandb_holds_every_reading_and_measurement(tmp_path, wandb_offline, wand
     assert last["topo_details/history._type"] == "image-file"
     assert metrics["topo/r_over_edge"]["step_metric"] == "topo/step"
     assert metrics["topo_layers/0/gain"]["step_metric"] == "topo/step"
+    charts = {key for row in seen.values() for key in row if not key.endswith(("._type", ".path", ".size", ".sha256"))}
+    sections = {key.partition("/")[0] for key in charts}
+    assert sections == {"topo", "topo_details", "topo_layers"}
+    assert {key for key in metrics if key.startswith("topo/")} == {*HEADLINES, "topo/step", "topo/r"}
     assert summary["topo/verdict_text"] == str(done.verdict)
     assert summary["topo/verdict"] == done.verdict.state
 

@@ -494,6 +494,18 @@ def test_wandb_has_everything_once(make_trainer, tmp_path, wandb_offline, wandb_
     assert summary["topo/verdict_text"] == trainer.state.log_history[-1]["topo/verdict"]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_console_ends_with_the_verdict_where_the_trainer_prints(make_trainer, capsys, quiet):
+    callback = TopoCallback(**OPTIONS)
+    trainer = make_trainer(callback)
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+    trainer.train()
+    said = f"topoopt: {callback.verdict.state}\n{callback.verdict}\n"
+    assert capsys.readouterr().out.endswith(said) is not quiet
+
+
 def test_the_console_has_five_numbers_and_the_last_row_the_verdict(make_trainer, tmp_path):
     shown = []
 

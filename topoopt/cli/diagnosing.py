@@ -43,8 +43,9 @@ def doctor(arguments: argparse.Namespace) -> int:
         )
         return 0
     terminal = Terminal()
-    for name, value in {**said, **(_cost_for_people(cost) if cost else {})}.items():
-        terminal.say(f"{name:<20}  {value}")
+    told = {**said, **(_cost_for_people(cost) if cost else {})}
+    for name, value in told.items():
+        terminal.say(f"{name:<{max(map(len, told))}}  {value}")
     terminal.say()
     libraries = [_installed(name, extra) for name, extra in extras.items()]
     if all(not one["install"] for one in libraries):
@@ -56,11 +57,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _cost_for_people(cost: Mapping[str, Any]) -> dict[str, str]:
     """What `cost_of` found, in units that are read at a glance."""
     times = f"{cost['reading, gradients']:.3g} of its gradients, {cost['products']} products by {cost['engine']}"
-    edge = "" if cost["edge"] is None else f", the edge is at {cost['edge']:.3g}"
     return {
         "one gradient takes": f"{1e3 * cost['gradient, seconds']:.3g} ms",
         "a first reading takes": f"{1e3 * cost['reading, seconds']:.3g} ms, as much as {times}",
-        "r there": f"{cost['r']:.3g} under {cost['rule']}{edge}",
+        "update rule": cost["rule"],
     }
 
 

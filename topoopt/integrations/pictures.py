@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topoopt.measurement import GroupMeasurement, Measurement
+from topoopt.measurement import GroupMeasurement, Measurement, SpectralReading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger("topoopt")
+READINGS = 2000
+"""Readings that the picture of a run's history goes through."""
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Pictures:
     """How many layers are drawn: evenly spaced among the wider half, from the first to the last."""
     clock: Callable[[], float] = time.monotonic
     _history: dict[int, Measurement] = field(default_factory=dict)
+    _readings: list[SpectralReading] = field(default_factory=list)
     _chosen: list[str] = field(default_factory=list)
     _drawn: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     _latest: Measurement | None = None
@@ -40,6 +43,13 @@ class Pictures:
         self._latest = measurement
         self._history[measurement.step] = replace(measurement, groups={})
         return self._guarded(lambda: self._draw(measurement, self.seconds))
+
+    def read(self, reading: SpectralReading) -> None:
+        """Remember a reading for the picture at the end; of very many every second one is left out, again and again."""
+        if self.seconds is not None:
+            self._readings.append(reading)
+        if len(self._readings) > READINGS:
+            del self._readings[1::2]
 
     def last(self) -> dict[str, np.ndarray]:
         """Return what a run ends with: homology that came too soon after the picture before, and `topo_details/history`."""
@@ -68,7 +78,8 @@ class Pictures:
     def _draw_history(self) -> dict[str, np.ndarray]:
         from topoopt.report.plots import history_figure
 
-        return {"topo_details/history": pixels(history_figure([self._history[step] for step in sorted(self._history)]))}
+        told = [self._history[step] for step in sorted(self._history)]
+        return {"topo_details/history": pixels(history_figure(told, self._readings))}
 
     def _choose(self, measurement: Measurement) -> list[str]:
         if not self._chosen and measurement.groups:
@@ -98,7 +109,7 @@ def draw(name: str, group: GroupMeasurement) -> dict[str, np.ndarray]:
         f"topo_layers/{name}/diagram": pixels(
             diagram_figure(group.diagrams, title=f"{name}, step {group.diagrams_step}")
         ),
-        f"topo_layers/{name}/betti": pixels(betti_figure(group.diagrams, title=name)),
+        f"topo_layers/{name}/betti": pixels(betti_figure(group.diagrams, title=f"{name}, step {group.diagrams_step}")),
     }
 
 

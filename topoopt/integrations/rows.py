@@ -34,6 +34,8 @@ DETAILS = "topo_details/"
 LAYERS = "topo_layers/"
 REMEMBERED = 64
 """Steps whose values are remembered, so that late homology adds to them what is new."""
+SMALLEST_LOOP = 4
+"""Points of the smallest loop in a Vietoris-Rips filtration."""
 KEPT = 10_000
 """Readings that tell whether anything moves, as in the run itself."""
 COLUMNS = (
@@ -136,8 +138,11 @@ def _distortion(measurement: Measurement) -> float:
 
 
 def _loops(measurement: Measurement) -> float:
-    """Bars of degree 1 in all layers; NaN until every layer's homology of this very step is there."""
-    groups = measurement.groups.values()
+    """Bars of degree 1 in all layers; NaN until every layer's homology of this very step is there.
+
+    Fewer than four points make no loop, so that no layer as small as that is waited for.
+    """
+    groups = [group for group in measurement.groups.values() if group.n >= SMALLEST_LOOP]
     if not groups or any(g.pending or g.diagrams_step != measurement.step or len(g.diagrams) < 2 for g in groups):
         return math.nan
     return float(sum(len(group.diagrams[1]) for group in groups))

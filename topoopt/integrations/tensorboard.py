@@ -63,6 +63,7 @@ class TensorBoardSink(BackgroundSink):
 
     def deliver_reading(self, reading: SpectralReading) -> None:
         """Write what a reading says."""
+        self._pictures.read(reading)
         self._write(reading)
 
     def deliver(self, measurement: Measurement) -> None:

@@ -62,6 +62,7 @@ class TrackioSink(BackgroundSink):
 
     def deliver_reading(self, reading: SpectralReading) -> None:
         """Log what a reading says."""
+        self._pictures.read(reading)
         self._log(self._row(reading), reading.step)
 
     def deliver(self, measurement: Measurement) -> None:

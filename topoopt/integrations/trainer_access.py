@@ -88,12 +88,13 @@ def take_place(
     own = [cb for cb in kept if isinstance(cb, tuple(get_reporting_integration_callbacks(known)))]
     foreign = [cb for cb in kept if isinstance(cb, tuple(get_reporting_integration_callbacks(others)))]
     moved = {id(cb) for cb in (*own, *foreign)}
-    first = next((i for i, cb in enumerate(kept) if id(cb) in moved or _is_console(cb)), len(kept))
+    first = next((i for i, cb in enumerate(kept) if id(cb) in moved or is_console(cb)), len(kept))
     rest = [cb for cb in kept[first:] if id(cb) not in moved]
     handler.callbacks = [*kept[:first], callback, *own, writer, *foreign, *rest]
 
 
-def _is_console(callback: TrainerCallback) -> bool:
+def is_console(callback: TrainerCallback) -> bool:
+    """Whether it prints the log."""
     return isinstance(callback, PrinterCallback | ProgressCallback) or (
         type(callback).__name__ == "NotebookProgressCallback"  # importing it takes IPython
     )

@@ -20,8 +20,8 @@ from topoopt.integrations.background import guarded
 from topoopt.integrations.checkpoint import load_state, save_state
 from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
-from topoopt.integrations.trainer_access import Caller, RowWriter, caller, remove, take_place
-from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary
+from topoopt.integrations.trainer_access import Caller, RowWriter, caller, is_console, remove, take_place
+from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary, tell_verdict
 from topoopt.integrations.trainer_trackers import SINKS, Sink, reporters, tracker_sinks
 from topoopt.measurement import Measurement
 from topoopt.optimizer import TopoOptimizer
@@ -45,10 +45,11 @@ class TopoCallback(TrainerCallback, ExportableState):
     r is read from the trainer's own steps, whatever its loss is made of: no batch, loss or model is run again.
 
     A training row of `trainer.state.log_history` gains what is new since the row before, under `topo/...`: the latest reading
-    of r, at `topo/step`, and the latest measurement (where it is of an earlier step, `topo/measured_step` says of which). Five
-    of these numbers stand on the console. The last row has the verdict's three lines, `topo/verdict`. W&B, TensorBoard and
-    trackio get every reading, layers and diagrams on their own; other trackers of `report_to` what the console shows, as
-    `train/topo/...`. The state is saved into each checkpoint and taken up when training resumes.
+    of r, at `topo/step`, and the latest measurement (where it is of an earlier step, `topo/measured_step` says of which).
+    Five of these numbers stand on the console, and the verdict's three lines at its end. The last row has them as
+    `topo/verdict`. W&B, TensorBoard and trackio get every reading, layers and diagrams on their own; other trackers of
+    `report_to` what the console shows, as `train/topo/...`. The state is saved into each checkpoint and taken up when
+    training resumes.
 
     With `suggest=True` the learning rate is found first, by `topoopt.suggest` on copies, with batches like the training's own:
     it is put in force on the optimizer and its scheduler, said in the log, and stands in the record. The training is then, to
@@ -217,8 +218,11 @@ class TopoCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collect what is still on its way, and detach."""
+        """Collect what is still on its way, detach, and say the verdict where the trainer prints its log."""
+        printed = self._handler is not None and any(map(is_console, self._handler.callbacks))
         self.detach()
+        if printed and state.is_world_process_zero and self.topo is not None and self.topo.readings:
+            tell_verdict(self.topo.verdict, self.record)
 
     def detach(self) -> None:
         """Take everything off the optimizer; nothing happens when nothing is attached."""

@@ -105,6 +105,7 @@ class WandbSink(BackgroundSink):
 
     def deliver_reading(self, reading: SpectralReading) -> None:
         """Write what a reading says, and draw the chart when it is due."""
+        self._pictures.read(reading)
         row: dict[str, Any] = dict(self._rows.row(reading))
         if math.isfinite(reading.r):
             self._curve[reading.step] = (reading.r, reading.edge or math.nan)

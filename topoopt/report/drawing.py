@@ -12,7 +12,7 @@ from topoopt.measurement import GroupMeasurement, Measurement, Phase
 from topoopt.report.page.course import Course, in_words
 from topoopt.report.page.layers import Metric, values_along
 from topoopt.report.page.trees import tree_of
-from topoopt.report.page.values import number
+from topoopt.report.page.values import number, shown
 from topoopt.report.steps import Step
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def draw_proximity(axes: Axes, steps: Sequence[Step]) -> None:
         axes.plot([one.step for one in warming], hollow, "o", mfc="none", color=RUNS[0], label="warming up")
     axes.set(ylabel="r", yscale="log")
     draw_phases(axes, steps)
-    legend = axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, ncols=2, loc="lower left")
-    legend.set_zorder(6)
+    plain_ticks(axes.yaxis)
+    _legend_above(axes, 3)
 
 
 def draw_phases(axes: Axes, steps: Sequence[Step]) -> None:
@@ -81,16 +81,24 @@ def draw_rates(axes: Axes, steps: Sequence[Step]) -> None:
     r = positive(None if one.warming else one.r for one in steps)
     critical = [math.nan if one is None else one / own for one, own in zip(used, r)]
     axes.plot(x, positive(critical), ":", color=RUNS[1], label="$\\eta^*$")
-    axes.plot(x, positive(rates), "--", color=RUNS[0], linewidth=1.0, label="$\\eta$ as set")
-    axes.plot(x, positive(used), ".-", color=RUNS[0], label="$\\eta$ used")
+    if used != rates:
+        axes.plot(x, positive(rates), "--", color=RUNS[0], linewidth=1.0, label="$\\eta$ as set")
+    axes.plot(x, positive(used), ".-", color=RUNS[0], label="$\\eta$" if used == rates else "$\\eta$ used")
     axes.set(ylabel="learning rate", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    plain_ticks(axes.yaxis)
+    _legend_above(axes, 3)
 
 
 def draw_loss(axes: Axes, steps: Sequence[Step]) -> None:
     """The loss of each step's own batch."""
     axes.plot([one.step for one in steps], positive(one.loss for one in steps), ".-", color=RUNS[0])
     axes.set(ylabel="loss of the batch", yscale="log")
+    plain_ticks(axes.yaxis)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    """Over the picture, where it hides no line."""
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
 
 def draw_layers(axes: Axes, measurements: Sequence[Measurement], metric: Metric) -> None:
@@ -157,7 +165,8 @@ def draw_betti(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:
     for degree, diagram in enumerate(diagrams):
         colour, dashes = DEGREES[degree % 3], DASHES[degree % 3]
         axes.step(scales, betti_curve(diagram, scales), dashes, where="post", color=colour, label=f"$b_{degree}$")
-    axes.set(xlabel="scale (distance)", ylabel="Betti number", yscale="symlog", xlim=(0, scales[-1]))
+    axes.set(xlabel="scale (distance)", ylabel="features alive", yscale="symlog", xlim=(0, scales[-1]))
+    plain_ticks(axes.yaxis, counts=True)
     axes.set_title(title, fontsize=9)
     if len(diagrams):
         axes.legend(frameon=False)
@@ -187,7 +196,7 @@ def draw_merge_tree(axes: Axes, group: GroupMeasurement, title: str) -> None:
         np.full(len(sizes), start), range(len(sizes)), s=8 + 6 * (sizes - 1) ** 0.5, color=DEGREES[0], zorder=3
     )
     axes.set(xscale="log", ylim=(len(sizes) - 0.4, -0.6))
-    _plain_ticks(axes)
+    plain_ticks(axes.xaxis)
 
 
 def draw_course(axes: Axes, course: Course, measures: Sequence[str]) -> None:
@@ -206,20 +215,25 @@ def draw_course(axes: Axes, course: Course, measures: Sequence[str]) -> None:
         xlabel="rate in units of e/K (K as it was at the start)", ylabel="left, as a share of the start", xscale="log"
     )
     axes.set_ylim(bottom=0)
-    _plain_ticks(axes)
+    plain_ticks(axes.xaxis)
     axes.legend(frameon=False, fontsize=8)
 
 
-def _plain_ticks(axes: Axes) -> None:
-    """Numbers as people write them on a logarithmic axis that spans little."""
-    from matplotlib.ticker import LogLocator, ScalarFormatter
+def plain_ticks(axis: Any, *, counts: bool = False) -> None:
+    """Numbers as people write them on a logarithmic axis, more of them where it spans little; of `counts` 0 as well."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-    low, high = axes.get_xlim()
-    subs = (1, 2, 3, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    if 0 < low < high < 100 * low:
-        axes.xaxis.set_major_locator(LogLocator(subs=subs))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter("")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: shown(float(value))))
+    axis.set_minor_formatter("")
+    low, high = axis.get_view_interval()
+    if counts:
+        ticks = [tick for power in range(7) for tick in (10**power, 3 * 10**power)]
+        axis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if tick <= high)]))
+    elif 0 < low < high < 1000 * low:
+        subs = (
+            (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if high < 5 * low else (1, 2, 5) if high < 100 * low else (1, 3)
+        )
+        axis.set_major_locator(LogLocator(subs=subs))
 
 
 def positive(values: Iterable[Any]) -> list[float]:

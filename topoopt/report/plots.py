@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topoopt.errors import ConfigError
-from topoopt.measurement import Measurement
+from topoopt.measurement import Measurement, SpectralReading
 from topoopt.report.drawing import draw_betti, draw_diagram, draw_loss, draw_proximity, draw_rates
 from topoopt.report.steps import by_step
 
@@ -81,10 +81,10 @@ def betti_figure(diagrams: Sequence[np.ndarray], title: str | None = None) -> Fi
     return figure
 
 
-def history_figure(measurements: Sequence[Measurement]) -> Figure:
+def history_figure(measurements: Sequence[Measurement], readings: Sequence[SpectralReading] = ()) -> Figure:
     """r with its bracket and phases, the learning rate's factor, and the loss, over the steps."""
     figure = new_figure(8.0, 6.4)
-    steps = by_step(measurements, ())
+    steps = by_step(measurements, readings)
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1.4, 1.4))
     draw_proximity(upper, steps)
     draw_rates(middle, steps)
@@ -93,10 +93,10 @@ def history_figure(measurements: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def overview_figure(measurements: Sequence[Measurement]) -> Figure:
+def overview_figure(measurements: Sequence[Measurement], readings: Sequence[SpectralReading] = ()) -> Figure:
     """The run in one picture: phase and r, loss, and the persistence diagrams of one group before and after."""
     figure = new_figure(11.0, 7.0)
-    steps = by_step(measurements, ())
+    steps = by_step(measurements, readings)
     grid = figure.add_gridspec(3, 2, width_ratios=(1.7, 1), height_ratios=(2, 1, 1))
     proximity = figure.add_subplot(grid[0, 0])
     draw_proximity(proximity, steps)
@@ -108,7 +108,7 @@ def overview_figure(measurements: Sequence[Measurement]) -> Figure:
     for cell, (measurement, name) in enumerate(_first_and_last(measurements)):
         group = measurement.groups[name]
         axes = figure.add_subplot(pair[cell, 0])
-        draw_diagram(axes, group.diagrams, f"{name}: persistence at step {group.diagrams_step}")
+        draw_diagram(axes, group.diagrams, f"persistence of layer {name}, step {group.diagrams_step}")
     return figure
 
 
