@@ -78,6 +78,9 @@ def test_every_panel_of_the_trackers_is_explained() -> None:
 def test_every_setting_is_explained() -> None:
     page = (ROOT / "docs" / "how-to" / "budget.md").read_text(encoding="utf-8")
     assert {f.name for f in fields(TopoConfig)} <= set(re.findall(r"`(\w+)`", page))
+    told = dict(re.findall(r"^\| `(\w+)`(?:, `\w+`)* \| `?\"?([^`\"|]+?)\"?`? \|", page, re.MULTILINE))
+    assert told == {name: str(getattr(TopoConfig(), name)) for name in told}
+    assert len(told) >= len(fields(TopoConfig)) - 1
 
 
 def test_every_name_that_the_optimizer_shows_is_explained() -> None:

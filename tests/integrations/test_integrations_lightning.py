@@ -128,7 +128,7 @@ def test_an_optimizer_that_is_not_there(tmp_path):
         fit(tmp_path, TopoCallback(optimizer=2, **OPTIONS), model=Manual(2))
 
 
-def test_the_progress_bar_and_loggers(tmp_path):
+def test_the_progress_bar_and_loggers(tmp_path, capsys):
     from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
@@ -156,6 +156,7 @@ def test_the_progress_bar_and_loggers(tmp_path):
         rows = [row for row in csv.DictReader(file) if row["topo/r_over_edge"]]
     assert [int(row["step"]) for row in rows] == list(range(8))
     assert str(callback.verdict).count("\n") == 2
+    assert f"topoopt: {callback.verdict.state}\n{callback.verdict}\n" in capsys.readouterr().out
 
 
 class Scheduled(Module):

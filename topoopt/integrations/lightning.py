@@ -15,6 +15,7 @@ from topoopt.control import Policy
 from topoopt.errors import ConfigError, PartitionedError
 from topoopt.integrations import lightning_rate
 from topoopt.integrations.background import guarded
+from topoopt.integrations.console import tell_verdict
 from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.rows import Rows
 from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
@@ -149,8 +150,11 @@ class TopoCallback(Callback):
         self.topo.add_sink(sink_for(target))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect what is still on its way, and detach."""
+        """Collect what is still on its way, detach, and say the verdict where a progress bar showed r/e."""
+        shown = self._bar is not None
         self._detach()
+        if shown and trainer.is_global_zero and self.topo is not None and self.topo.readings:
+            tell_verdict(self.topo.verdict)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Detach from a training that failed."""

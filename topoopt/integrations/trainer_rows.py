@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from topoopt.measurement import Measurement, Phase, SpectralReading
-from topoopt.verdict import Verdict
 
 CONSOLE = ("topo/step", "topo/r_over_edge", "topo/proximity", "topo/phase", "topo/lr_scale")
 """What the console and trackers without a sink of topoopt's own are shown of a row (the factor only where it is steered)."""
@@ -25,14 +24,6 @@ def summary(measurement: Measurement) -> dict[str, float]:
     """The scalars that are not of a single layer; finite ones only, since the trainer's state is saved as JSON."""
     scalars = measurement.scalars(layers=False)
     return {key: value for key, value in scalars.items() if math.isfinite(value)}
-
-
-def tell_verdict(verdict: Verdict, record: str | None) -> None:
-    """Print the verdict as the trainer prints its log: past the progress bars; and how to see more."""
-    from tqdm.auto import tqdm
-
-    more = [] if record is None else [f"a page of it: topoopt report {record}"]
-    tqdm.write("\n".join((f"topoopt: {verdict.state}", *verdict.lines, *more)))
 
 
 def of_reading(reading: SpectralReading, phase: Phase) -> dict[str, float]:

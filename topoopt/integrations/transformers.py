@@ -18,10 +18,11 @@ from topoopt.errors import PartitionedError
 from topoopt.integrations import trainer_rate
 from topoopt.integrations.background import guarded
 from topoopt.integrations.checkpoint import load_state, save_state
+from topoopt.integrations.console import tell_verdict
 from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
 from topoopt.integrations.trainer_access import Caller, RowWriter, caller, is_console, remove, take_place
-from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary, tell_verdict
+from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary
 from topoopt.integrations.trainer_trackers import SINKS, Sink, reporters, tracker_sinks
 from topoopt.measurement import Measurement
 from topoopt.optimizer import TopoOptimizer
