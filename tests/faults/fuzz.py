@@ -207,7 +207,7 @@ def guided(target: str, arguments: list[str]) -> None:
         "config",
         "control.registry",
         "report.reading",
-        "report.lines",
+        "report.border",
         "optimizer.state",
         "optimizer.steering",
     ):

@@ -16,7 +16,7 @@ from runs import a_run
 
 from topoopt import Measurement, Phase, TopoConfig
 from topoopt.measurement import Assessment, Cost, Decision, GroupMeasurement, SpectralReading
-from topoopt.report import JsonLines, RecordError, lines, read
+from topoopt.report import JsonLines, RecordError, border, lines, read
 
 number = st.one_of(st.floats(allow_nan=True, allow_infinity=True, width=64))
 pair = st.tuples(number, number)
@@ -114,7 +114,7 @@ def rounded(m: Measurement) -> Measurement:
 
 @given(measurement)
 def test_a_measurement_comes_back_as_it_was(one: Measurement) -> None:
-    line = lines.decode(lines.encode(lines.MeasurementLine(one)), "measurement")
+    line = border.decode(lines.encode(lines.MeasurementLine(one)), "measurement")
     assert isinstance(line, lines.MeasurementLine)
     assert equal(rounded(one), line.value)
 

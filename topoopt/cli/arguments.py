@@ -36,12 +36,15 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
+    _making(command)
     _of_runs(command)
     _of_models(command)
+    _of_checkpoints(command)
+    _diagnosing(command)
     return whole
 
 
-def _of_runs(command: Command) -> None:
+def _making(command: Command) -> None:
     demo = command("demo", "train on real data that ships with a dependency, through all three phases")
     demo.add_argument("--out", type=Path, default=Path("topoopt-demo"), help="folder for record, picture and report")
     demo.add_argument("--steps", type=int, default=6000)
@@ -56,6 +59,8 @@ def _of_runs(command: Command) -> None:
     report.add_argument("-o", "--out", type=Path, help="the page (default: beside the first record)")
     report.set_defaults(run=making.report)
 
+
+def _of_runs(command: Command) -> None:
     compare = command("compare", "what differs between two runs: verdict, r/e, loss, cost, settings")
     compare.add_argument("records", type=Path, nargs=2, metavar="RUN", help=RUN)
     _formats(compare)
@@ -103,6 +108,8 @@ def _of_models(command: Command) -> None:
     suggest.add_argument("--plot", type=Path, help="write loss and r/e against the rate here (.png, .svg, .pdf)")
     suggest.set_defaults(run=models.suggest)
 
+
+def _of_checkpoints(command: Command) -> None:
     inspect = command("inspect", "the neurons of saved checkpoints: groups, persistence, distortion between them")
     inspect.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a Hugging Face folder, or a saved state dict")
     _loading(inspect)
@@ -132,6 +139,8 @@ def _of_models(command: Command) -> None:
     _formats(compact)
     compact.set_defaults(run=models.compact)
 
+
+def _diagnosing(command: Command) -> None:
     doctor = command("doctor", "versions, extras, device, engine; with a model of yours also what a reading costs")
     doctor.add_argument("callable", metavar=CALLABLE, nargs="?", help="as for suggest: what a reading costs there")
     doctor.add_argument("--json", action="store_true", help="the answer as JSON")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from topoopt.measurement import Measurement, Phase, SpectralReading
 
@@ -40,3 +42,31 @@ def of_reading(reading: SpectralReading, phase: Phase) -> dict[str, float]:
         "topo/lr_scale": reading.scale,
     }
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
+
+
+@dataclass
+class LogRows:
+    """What of a run no row of the log holds yet."""
+
+    _measured: int = -1
+    _read: int = -1
+    """Steps of the measurement and of the reading that were told last."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a row was asked for that had something to tell."""
+        return (self._measured, self._read) != (-1, -1)
+
+    def row(self, last: Measurement | None, readings: Sequence[SpectralReading], phase: Phase) -> dict[str, float]:
+        """What is new since the last row: the latest reading of r, the latest measurement's summary."""
+        reading = readings[-1] if readings else None
+        row: dict[str, float] = {}
+        if last is not None and last.step != self._measured:
+            self._measured, row = last.step, summary(last)
+        if reading is not None and reading.step != self._read:
+            self._read = reading.step
+            if last is None or last.step != reading.step:
+                moved = {"topo/measured_step": row["topo/step"]} if row else {}
+                row = {key: value for key, value in row.items() if key not in OF_READING} | moved
+                row |= of_reading(reading, phase)
+        return row

@@ -22,7 +22,7 @@ from topoopt.integrations.console import tell_verdict
 from topoopt.integrations.measured import measured_inside
 from topoopt.integrations.suggesting import as_row, looked_for, options_of, suggested, tell
 from topoopt.integrations.trainer_access import Caller, RowWriter, caller, is_console, remove, take_place
-from topoopt.integrations.trainer_rows import CONSOLE, OF_READING, of_reading, summary
+from topoopt.integrations.trainer_rows import CONSOLE, LogRows
 from topoopt.integrations.trainer_trackers import SINKS, Sink, reporters, tracker_sinks
 from topoopt.measurement import Measurement
 from topoopt.optimizer import TopoOptimizer
@@ -99,7 +99,7 @@ class TopoCallback(TrainerCallback, ExportableState):
         self._attached = False
         self._trackers_due = False
         self._writer = RowWriter(self._add_row)
-        self._written = (-1, -1)
+        self._rows = LogRows()
         self._own = True
 
     @property
@@ -187,7 +187,7 @@ class TopoCallback(TrainerCallback, ExportableState):
         self.topo.total_steps = state.max_steps
         if self.suggestion is not None:
             self.topo.suggested = suggested(self.suggestion)
-        self._written = (-1, -1)
+        self._rows = LogRows()
         if state.global_step > 0 and self._own:
             self.topo.steps = state.global_step
             guarded("resuming", lambda: self._resume(found.checkpoint, args, state))
@@ -253,9 +253,9 @@ class TopoCallback(TrainerCallback, ExportableState):
         """Add what no row holds yet to a training row, and to the last row of the run its verdict too."""
         if self.topo is None or not self._attached or not ("loss" in logs or "train_runtime" in logs):
             return
-        first, row = self._written == (-1, -1), self._row()
+        begun, row = self._rows.begun, self._rows.row(self.topo.last, self.topo.readings, self.topo.phase)
         kept: dict[str, Any] = state.log_history[-1]  # saved as JSON: numbers of Python's, and text
-        if first and self.suggestion is not None:
+        if not begun and self.suggestion is not None:
             row |= as_row(self.suggestion)
             kept["topo/suggestion"] = str(self.suggestion)
         if "loss" in logs:  # of the last row Trainer returns the dictionary: there they would be among the metrics
@@ -264,23 +264,6 @@ class TopoCallback(TrainerCallback, ExportableState):
         kept.update(row)
         if "train_runtime" in logs:
             kept["topo/verdict"] = str(self.topo.verdict)
-
-    def _row(self) -> dict[str, float]:
-        """What is new since the last row: the latest reading of r, the latest measurement's summary."""
-        assert self.topo is not None
-        last, reading = self.topo.last, self.topo.readings[-1] if self.topo.readings else None
-        row: dict[str, float] = {}
-        measured, read = self._written
-        if last is not None and last.step != measured:
-            measured, row = last.step, summary(last)
-        if reading is not None and reading.step != read:
-            read = reading.step
-            if last is None or last.step != read:
-                moved = {"topo/measured_step": row["topo/step"]} if row else {}
-                row = {key: value for key, value in row.items() if key not in OF_READING} | moved
-                row |= of_reading(reading, self.topo.phase)
-        self._written = (measured, read)
-        return row
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

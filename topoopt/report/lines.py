@@ -1,4 +1,4 @@
-"""The lines of a record: what each holds, how it is written, and the one border where it is read and its types are held to.
+"""The lines of a record: what each holds, and how it is written; `topoopt.report.border` reads them.
 
 A line is a JSON object whose `type` says what it is. Fields that have their default are left out; numbers that JSON does not
 have are the strings "nan", "inf" and "-inf"; a persistence diagram is the base64 of its float32 numbers (relative rounding of
@@ -10,16 +10,14 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from operator import attrgetter
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from topoopt.measurement import Decision, GroupMeasurement, Measurement, MergeTree, SpectralReading
+from topoopt.measurement import Decision, Measurement, SpectralReading
 from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
 
@@ -92,9 +90,6 @@ TYPES: dict[type, str] = {
 """What the `type` of a line is, which comes first in it; the fields of what it holds follow."""
 
 
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-
 def encode(line: Line) -> bytes:
     """One line, its newline included."""
     data: dict[str, Any] = {"type": TYPES[type(line)]}
@@ -148,9 +143,6 @@ def encode_diagram(diagram: np.ndarray) -> str:
     return f"{name}:{base64.b64encode(small.tobytes()).decode('ascii')}"
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
 def decode_diagram(value: Any) -> np.ndarray:
     """Return the (k, 2) float64 diagram of what `encode_diagram` wrote, or of version 1's list of pairs.
 
@@ -167,126 +159,3 @@ def decode_diagram(value: Any) -> np.ndarray:
     if deaths:
         numbers = np.stack([np.zeros_like(numbers), numbers], axis=1)
     return numbers.reshape(-1, 2)
-
-
-def _hook(kind: type, value: Any) -> Any:
-    if kind is np.ndarray:
-        return decode_diagram(value)
-    if kind is object:  # a value of the settings
-        return value
-    raise NotImplementedError(f"nothing of type {kind} is in a record")
-
-
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    # Not strict: so "nan", "inf" and "-inf" are read as numbers. What cannot be its field's type is refused all the same.
-    return msgspec.json.Decoder(kind, dec_hook=_hook, strict=False)
-
-
-class _Type(msgspec.Struct):
-    type: str | None = None
-
-
-class _Step(msgspec.Struct):
-    step: int
-
-
-_type, _step = _decoder(_Type), _decoder(_Step)
-_values = {kind: _decoder(kind) for kind in (Header, Measurement, SpectralReading, Decision, Verdict, Summary)}
-_READERS: dict[str, Callable[[bytes], Line]] = {
-    "header": _values[Header].decode,
-    "measurement": lambda text: MeasurementLine(_values[Measurement].decode(text)),
-    "reading": lambda text: ReadingLine(_values[SpectralReading].decode(text)),
-    "decision": lambda text: DecisionLine(_step.decode(text).step, _values[Decision].decode(text)),
-    "verdict": lambda text: VerdictLine(_step.decode(text).step, _values[Verdict].decode(text)),
-    "end": lambda text: EndLine(_values[Summary].decode(text)),
-}
-_FIRST = re.compile(rb'\s*{\s*"type"\s*:\s*"(\w*)"')
-
-
-def type_of(text: bytes) -> str | None:
-    """What the line says it is; None where it does not, as in version 1.
-
-    Raises:
-        ValueError: for what is no JSON object.
-    """
-    first = _FIRST.match(text)
-    return first[1].decode("ascii", "replace") if first is not None else _type.decode(text).type
-
-
-def decode(text: bytes, kind: str) -> Line:
-    """Read one line of version 2, of a type.
-
-    Raises:
-        ValueError: for what is no such line, with the place and the reason; RecursionError for hostile nesting.
-    """
-    if kind not in _READERS:
-        raise ValueError(f"its type {kind[:40]!r} is none of {', '.join(_READERS)}")
-    line = _READERS[kind](text)
-    check(line)
-    return line
-
-
-def convert(data: Any, kind: type) -> Any:
-    """Hold JSON values that were read elsewhere to a type, with the same rules.
-
-    Raises:
-        ValueError: where they do not fit.
-    """
-    return msgspec.convert(data, kind, dec_hook=_hook, strict=False)
-
-
-def _integers(kind: type) -> Callable[[Any], Iterable[int]]:
-    return attrgetter(*(f.name for f in fields(kind) if f.type == "int"))
-
-
-_CHECKED = {kind: _integers(kind) for kind in (GroupMeasurement, SpectralReading)}
-
-
-def check(line: Line) -> None:
-    """Hold a line to what types do not say: numbers that can be numbers of steps, and a rate for each parameter group.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    if isinstance(line, DecisionLine | VerdictLine):
-        _bounded((line.step,))
-    if isinstance(line, ReadingLine):
-        _bounded(_CHECKED[SpectralReading](line.value))
-    if isinstance(line, MeasurementLine):
-        check_measurement(line.value)
-
-
-def check_measurement(m: Measurement) -> None:
-    """Hold a measurement to what its types do not say.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    _bounded((m.step, *m.counts.values(), *_CHECKED[SpectralReading](m.spectral)))
-    if m.step < 0:
-        raise ValueError(f"step {m.step} is no step")
-    ends = m.assessment
-    if not m.lr or not len(m.lr) == len(ends.eta_star) == len(ends.eta_star_bracket):
-        raise ValueError(
-            f"lr, eta_star and eta_star_bracket need one entry for each parameter group; they have {len(m.lr)}, "
-            f"{len(ends.eta_star)} and {len(ends.eta_star_bracket)}"
-        )
-    for group in m.groups.values():
-        _bounded(_CHECKED[GroupMeasurement](group))
-        if group.merge_tree is not None:
-            _check_tree(group.merge_tree)
-
-
-def _check_tree(tree: MergeTree) -> None:
-    """A tree joins clusters that there are, each once."""
-    leaves = len(tree.sizes)
-    _bounded(tree.sizes)
-    joined = [cluster for pair in tree.merges for cluster in pair]
-    known = all(0 <= a < leaves + k and 0 <= b < leaves + k for k, (a, b) in enumerate(tree.merges))
-    if len(tree.merges) != leaves - 1 or len(set(joined)) != len(joined) or not known or min(tree.sizes) < 1:
-        raise ValueError(f"a merge tree of {leaves} clusters and {len(tree.merges)} merges is no tree")
-
-
-def _bounded(numbers: Iterable[int]) -> None:
-    if any(not -LARGEST <= number <= LARGEST for number in numbers):
-        raise ValueError(f"a whole number is beyond 2**53 = {LARGEST}")

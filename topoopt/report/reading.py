@@ -10,7 +10,7 @@ from typing import IO, TypeVar
 
 from topoopt.errors import RecordError
 from topoopt.measurement import Decision, Measurement, SpectralReading
-from topoopt.report import lines, version1
+from topoopt.report import border, lines, version1
 from topoopt.report.lazy import Lines, Source
 from topoopt.report.record import Record, RunRecord
 from topoopt.report.writing import shortened
@@ -94,8 +94,8 @@ def decode(text: bytes) -> lines.Line:
         ValueError: for what is no line of a record, with the reason.
     """
     try:
-        kind = lines.type_of(text)
-        return version1.decode(text) if kind is None else lines.decode(text, kind)
+        kind = border.type_of(text)
+        return version1.decode(text) if kind is None else border.decode(text, kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except OverflowError as error:

@@ -19,7 +19,7 @@ import numpy as np
 from topoopt.config import TopoConfig
 from topoopt.errors import ConfigError, RecordError
 from topoopt.measurement import Decision, Measurement, SpectralReading
-from topoopt.report import lines
+from topoopt.report import border, lines
 from topoopt.report.writing import make_folder, unwritable, write_whole
 from topoopt.summary import Run, Summary
 from topoopt.verdict import Verdict
@@ -248,7 +248,7 @@ def _runs_in(path: Path) -> Iterator[Run]:
             while text := file.readline(lines.LONGEST):
                 if text.startswith(b'{"type":"header"'):
                     try:
-                        line = lines.decode(text, "header")
+                        line = border.decode(text, "header")
                     except (ValueError, RecursionError):
                         continue
                     if isinstance(line, lines.Header) and line.run is not None:

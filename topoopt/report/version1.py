@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from topoopt.measurement import Measurement
-from topoopt.report.lines import Header, Line, MeasurementLine, check_measurement, convert
+from topoopt.report.border import check_measurement, convert
+from topoopt.report.lines import Header, Line, MeasurementLine
 
 _READING = {"r_spec": "r", "r_field": "field"} | {
     name: name for name in ("step", "edge", "lr", "loss", "rule", "engine", "products", "probe")
