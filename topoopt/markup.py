@@ -46,6 +46,11 @@ class Scale(Protocol):
         ...
 
     @property
+    def aside(self) -> str:
+        """What else there is to say of it."""
+        ...
+
+    @property
     def ticks(self) -> tuple[float, ...]:
         """Values that are named under the scale."""
         ...
@@ -57,7 +62,7 @@ class Scale(Protocol):
 
 def scale(one: Scale) -> str:
     """A scale of r/e as a small SVG: the band a dashed box, the edge a line, the run a diamond; its `str` is the text instead."""
-    left, right = 10, 410
+    left, right = 20, 400
 
     def at(value: float) -> float:
         return round(left + (right - left) * one.place(value), 1)
@@ -76,7 +81,7 @@ def scale(one: Scale) -> str:
     meaning = "r/e: the diamond is this run, the box the band of good rates, the line at 1 the edge of stability"
     return (
         f"<svg width='420' height='42' viewBox='0 0 420 42' role='img' aria-label='{escape(str(one))}'>{drawn}</svg>"
-        f"<div style='font-size:.85em'>{meaning}</div>"
+        f"<div style='font-size:.85em'>{meaning}{'; ' + one.aside if one.aside else ''}</div>"
     )
 
 

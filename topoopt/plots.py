@@ -25,6 +25,8 @@ from topoopt.report.drawing import (
     draw_layers,
     draw_merge_tree,
     draw_proximity,
+    legend_above,
+    plain_ticks,
     positive,
 )
 from topoopt.report.page.course import course_of
@@ -162,8 +164,10 @@ def compare(runs: Mapping[str, Run] | Sequence[Run], ax: Axes | None = None) -> 
         }
         axes.plot([one.step for one in steps], positive(ratio), **style, markersize=3, label=label)
     axes.axhline(1.0, color="#1b1f24", linewidth=0.9, linestyle="--")
+    axes.annotate("the edge", (0.995, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="step", ylabel="r over the edge", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    plain_ticks(axes.yaxis)
+    legend_above(axes, 4)
     return axes
 
 

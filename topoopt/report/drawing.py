@@ -47,7 +47,7 @@ def draw_proximity(axes: Axes, steps: Sequence[Step]) -> None:
     axes.set(ylabel="r", yscale="log")
     draw_phases(axes, steps)
     plain_ticks(axes.yaxis)
-    _legend_above(axes, 3)
+    legend_above(axes, 3)
 
 
 def draw_phases(axes: Axes, steps: Sequence[Step]) -> None:
@@ -86,7 +86,7 @@ def draw_rates(axes: Axes, steps: Sequence[Step]) -> None:
     axes.plot(x, positive(used), ".-", color=RUNS[0], label="$\\eta$" if used == rates else "$\\eta$ used")
     axes.set(ylabel="learning rate", yscale="log")
     plain_ticks(axes.yaxis)
-    _legend_above(axes, 3)
+    legend_above(axes, 3)
 
 
 def draw_loss(axes: Axes, steps: Sequence[Step]) -> None:
@@ -96,8 +96,8 @@ def draw_loss(axes: Axes, steps: Sequence[Step]) -> None:
     plain_ticks(axes.yaxis)
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
-    """Over the picture, where it hides no line."""
+def legend_above(axes: Axes, columns: int) -> None:
+    """A legend over the picture, where it hides no line."""
     axes.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
 
@@ -120,7 +120,8 @@ def draw_layers(axes: Axes, measurements: Sequence[Measurement], metric: Metric)
     mesh = axes.pcolormesh(edges, np.arange(len(names) + 1), np.ma.masked_invalid(values), norm=scale, cmap="viridis")
     axes.set(xlabel="step", yticks=np.arange(len(names)) + 0.5, ylim=(len(names), 0))
     axes.set_yticklabels(names, fontsize=8)
-    axes.figure.colorbar(mesh, ax=axes, label=metric.label)
+    axes.set_title(metric.label, fontsize=9, loc="left")
+    axes.figure.colorbar(mesh, ax=axes)
 
 
 def draw_diagram(axes: Axes, diagrams: Sequence[np.ndarray], title: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from topoopt.verdict.numbers import number
 
 LEAST, MOST = (-4, -2), (1, 3)
 """Powers of ten at which a scale may begin and end, nearest and furthest: two runs mostly share one scale."""
 PLACES = {"too low": "below", "right": "within", "too high": "above"}
-"""Where a state expects r/e to lie; another place shows that the verdict rests on more than r."""
+"""Where a state expects r/e to lie."""
+ASIDE = "the verdict rests on more than r here"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Gauge:
     """Power of ten at the scale's left."""
     high: int
     """Power of ten at its right."""
+    aside: str = ""
+    """What else there is to say of it: that the verdict rests on more than r, where the scale alone would tell another."""
 
     def place(self, value: float) -> float:
         """Where a value lies: 0 is the left end, 1 the right one; what is beyond is at the end."""
@@ -47,7 +50,7 @@ class Gauge:
         ends = f"{number(self.ticks[0])} to {number(self.ticks[-1])}"
         return (
             f"r/e of this run, {number(self.ratio)}, on a scale from {ends}: {self.where} the band of good rates, "
-            f"{low} to {high}. 1 is the edge of stability."
+            f"{low} to {high}. 1 is the edge of stability.{self.aside and f' {self.aside[0].upper()}{self.aside[1:]}.'}"
         )
 
     def line(self, width: int = 34) -> str:
@@ -73,9 +76,5 @@ def gauge(state: str, ratio: float | None, band: tuple[float, float] | None) -> 
     powers = [math.log10(value) for value in known if value > 0]
     low = min(max(math.floor(min(powers)), LEAST[0]), LEAST[1])
     high = max(min(math.ceil(max(powers)), MOST[1]), MOST[0])
-    return Gauge(ratio, band, low, high)
-
-
-def beside_r(state: str, scale: Gauge) -> bool:
-    """Whether the verdict rests on more than r: the run lies elsewhere than its state says."""
-    return state in PLACES and PLACES[state] != scale.where
+    scale = Gauge(ratio, band, low, high)
+    return replace(scale, aside=ASIDE) if PLACES.get(state, scale.where) != scale.where else scale

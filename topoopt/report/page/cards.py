@@ -15,7 +15,7 @@ from topoopt.report.page.values import clip, number, setting, shown, spread
 from topoopt.report.page.words import Look, look
 from topoopt.report.steps import phase_of
 from topoopt.summary import Suggested
-from topoopt.verdict.gauge import Gauge, beside_r
+from topoopt.verdict.gauge import Gauge
 
 SETTINGS = 40
 """Settings of a run that are listed."""
@@ -44,8 +44,6 @@ class Card:
     """The verdict's, as they stand."""
     gauge: Gauge | None
     """r/e on a scale; None where no reading supports one."""
-    more_than_r: bool
-    """Whether the verdict rests on more than r, so that the scale alone would tell another."""
     subtitle: str
     """Model, optimizer, length and date in one line."""
     figures: tuple[Figure, ...]
@@ -72,7 +70,6 @@ def card(view: RunView) -> Card:
         look(verdict),
         lines,
         scale,
-        verdict is not None and scale is not None and beside_r(verdict.state, scale),
         _subtitle(view),
         tuple(one for one in (_ratio(known), _loss(view), _cost(view)) if one.value),
         tuple(_phases(known)),
