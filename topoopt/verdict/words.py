@@ -145,7 +145,8 @@ def _to_read(state: str, evidence: Evidence) -> str:
     if state == "lower bound only":
         return 'Give the loss (loss=...) and leave estimator at "auto", so that r can be read.'
     missing = rule.ENOUGH - len(evidence.window)
-    return f"Train on, or measure more often (every=5): {missing} more reading{'s' if missing > 1 else ''} at the full rate."
+    more = f"{missing} more reading{'s' if missing > 1 else ''} at the full rate"
+    return f"Train on, or spend more on it (budget=None, every=25 reads each fifth step): {more}."
 
 
 def _try(factor: float, evidence: Evidence) -> str:
