@@ -145,7 +145,7 @@ def test_the_course_is_of_the_run_that_was_simplified_with_a_picture_for_each_me
     ]  # fmt: skip
     assert page.locator("#course-pictures .ring").count() == 3
     assert (
-        page.locator("#course-told p").inner_text()
+        page.locator("#course-told p").first.inner_text()
         == "a: Step 100: effective rank fell to 3 (asked for: 6) at 1.74 e/K."
     )
     assert page.locator("#course-told tbody tr").first.inner_text().split("\t") == ["effective rank", "–", "3"]

@@ -24,13 +24,14 @@ function courseTable(parent, course, figures) {
   const last = course.step.length - 1, box = element(parent, "div", null, { class: "scroll", tabindex: 0, role: "region", "aria-label": "Start and last look" });
   const table = element(box, "table", null, { class: "numeric" }), head = element(element(table, "thead", null), "tr", null);
   element(head, "td", "");
-  ["at the start", `at the last look (step ${whole(course.step[last])}, ${show(course.dose[last])} e/K)`].forEach((text) => element(head, "th", text, { scope: "col" }));
+  ["at the start", "at the last look"].forEach((text) => element(head, "th", text, { scope: "col" }));
   const body = element(table, "tbody", null);
   for (const [name, values, start] of figures) {
     const row = element(body, "tr", null);
     element(row, "th", name, { scope: "row" });
     [start, values[last]].forEach((value) => element(row, "td", show(value)));
   }
+  element(parent, "p", `The last look was before step ${whole(course.step[last])}, at ${show(course.dose[last])} e/K.`, { class: "note" });
 }
 
 function response(box, course, name, values, start) {
