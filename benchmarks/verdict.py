@@ -25,7 +25,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,107 +33,57 @@ from typing import Any
 import torch
 from _verdict_held_out import HELD_OUT
 from _verdict_tasks import FIT, RULES, Task, batches
-from torch import Tensor, nn
 
-from topoopt.curvature import SpectralTracker, recognise
+from topoopt import TopoConfig
+from topoopt.curvature import recognise
 from topoopt.measurement import SpectralReading
+from topoopt.optimizer.reading import Reader
+from topoopt.optimizer.weights import Sample
+from topoopt.parallel import Ranks
 from topoopt.verdict import judge
 from topoopt.verdict import rule as thresholds
 from topoopt.verdict.evidence import median
 
 RESULTS = Path(__file__).parent / "results" / "verdict_runs.json"
-EVERY, UNTIL, PRODUCTS = 5, 100, 2
+EVERY, UNTIL = 5, 100
 WARMING = 10
 """Steps of a preconditioned rule that are read as warming up."""
-COLUMNS, MEDIANS = ("r", "loss", "silent", "grad_norm", "weight_norm"), ("update_ratio",)
-"""What is written down of every reading, and what as the median of those from step 10 on."""
-ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+COLUMNS = ("r", "loss", "baseline", "silent", "grad_norm", "weight_norm", "update_ratio")
+"""What is written down of every reading."""
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-class Silent:
-    """Share of the activations' units that give the same output on every sample (and place) of a batch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = [m for m in model.modules() if isinstance(m, ACTIVATIONS)]
-        self.counts: list[tuple[int, int]] = []
-
-    def __enter__(self) -> Silent:
-        self.handles = [m.register_forward_hook(self._see) for m in self.modules]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _see(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        seen = output.detach().transpose(1, -1) if output.ndim == 4 else output.detach()
-        seen = seen.flatten(0, -2)
-        self.counts.append((int((seen.amax(0) == seen.amin(0)).sum()), seen.shape[1]))
-
-    @property
-    def share(self) -> float:
-        return sum(n for n, _ in self.counts) / sum(n for _, n in self.counts) if self.counts else math.nan
-
-
-def baseline_of(y: Tensor, *, regression: bool) -> float:
-    """Loss of the best constant prediction: the labels' entropy, or the targets' variance."""
-    if regression:
-        return float(y.var(0, correction=0).mean())
-    share = torch.bincount(y.flatten()).double() / y.numel()
-    return float(-(share * share.clamp_min(1e-12).log()).sum())
-
-
-def length(tensors: list[Tensor]) -> float:
-    return math.sqrt(sum(float(t.double().pow(2).sum()) for t in tensors))
-
-
 def train(task: Task, lr: float) -> dict[str, Any]:
-    """One run: its readings as columns, and its final loss (None where it is lost)."""
+    """One run: its readings as columns, as the library takes them by default, and its final loss (None where it is lost)."""
     torch.manual_seed(0)
     model, loss_of = task.model(), task.loss()
     optimizer = RULES[task.rule][0](model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
-    tracker, parameters = SpectralTracker(optimizer, products=PRODUCTS), list(model.parameters())
-    columns: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *MEDIANS, "baseline")}
+    reader, parameters = Reader(optimizer, TopoConfig(), Ranks(model)), list(model.parameters())
+    readings: list[SpectralReading] = []
     tail: list[float] = []
-    rule, edge = recognise(optimizer)
     for step, (x, y) in enumerate(batches(task)):
-        reading = step % EVERY == 0 and step <= UNTIL
+        due = step % EVERY == 0 and step <= UNTIL
         optimizer.zero_grad()
-        with Silent(model) as silent:
-            loss = loss_of(model(x), y)
+        tape = reader.tape(model, inside=False).start() if due else None
+        loss = loss_of(model(x), y)
         loss.backward()
-        before = [p.detach().clone() for p in parameters] if reading else []
-        if reading:
-            found = tracker.estimate(lambda x=x, y=y: loss_of(model(x), y), when="upcoming", model=model)
-            columns["r"].append(found.r)
-            columns["loss"].append(float(loss.detach()))
-            columns["grad_norm"].append(length([p.grad for p in parameters if p.grad is not None]))
-            columns["silent"].append(silent.share)
-            columns["weight_norm"].append(length(before))
-            columns["baseline"].append(baseline_of(y, regression=y.is_floating_point()))
-        optimizer.step()
-        if reading:
-            moved = length([p.detach() - b for p, b in zip(parameters, before)])
-            columns["update_ratio"].append(moved / length(before))
+        if tape is not None:
+            tape.stop()
+            reading, sample = reader.read(tape, None, model, None), Sample(parameters)
+            optimizer.step()
+            readings.append(replace(reading.at(1.0, *sample.lengths()), step=step))
+        else:
+            optimizer.step()
         schedule.step()
         if step >= task.steps - task.steps // 20:
             tail.append(float(loss.detach()))
-    final = sum(tail) / len(tail)
-    return {
-        "lr": lr,
-        "edge": edge,
-        "rule": rule,
-        "normalized": any(isinstance(m, NORMS) for m in model.modules()),
-        "baseline": rounded(sum(columns.pop("baseline")) / (UNTIL // EVERY + 1), 4),
-        "final": rounded(final, 4),
-        **{name: rounded(median(columns[name][WARMING // EVERY :]), 3) for name in MEDIANS},
-        "columns": {name: column([rounded(v, 3) for v in columns[name]]) for name in COLUMNS},
-    }
+    first, (rule, edge) = readings[0], recognise(optimizer)
+    columns = {name: column([rounded(getattr(r, name), 3) for r in readings]) for name in COLUMNS}
+    final = rounded(sum(tail) / len(tail), 4)
+    return {"lr": lr, "edge": edge, "rule": rule, "normalized": first.normalized, "final": final, "columns": columns}
 
 
 def column(values: list[float | None]) -> list[float | None] | float | None:
