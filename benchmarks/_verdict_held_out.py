@@ -1,7 +1,8 @@
 """Tasks that nothing of the verdict was chosen on: other data, other networks, other losses than the fitted ones.
 
-Pictures, graphs, sets of points, ratings, strings to be copied, circuits, motion, pairs to be matched: none of it in
-`_verdict_tasks`. They were written down before the first of their runs, and are judged as they came out.
+Brackets, sums, sorting, textures, orbits, prices with outliers, several labels at once, pairs of views, a picture as a
+function, sets of words: none of it in the fitted tasks. They were written down before the first of their runs, and are judged
+as they came out.
 """
 
 from __future__ import annotations
@@ -10,248 +11,275 @@ import math
 from functools import partial
 
 import torch
-from _verdict_tasks import DATA, REGRESSION, Attention, Gpt, Recurrent, Task, W, residual
-from sklearn.datasets import load_iris, load_sample_image
+from _verdict_tasks import DATA, REGRESSION, Attention, Gpt, Mixer, Recurrent, Task, W, cnn, residual
+from mlxtend.data import autompg_data, boston_housing_data
+from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import (
+    avg_pool2d,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    normalize,
+    one_hot,
+    pad,
+)
 
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _picture(name: str) -> Tensor:
-    """A photograph, (3, height, width) in [0, 1], a quarter of its size."""
-    return avg_pool2d(torch.tensor(load_sample_image(name)).permute(2, 0, 1).float() / 255.0, 4)
+def _brackets() -> tuple[Tensor, Tensor]:
+    """Words of three kinds of brackets that open and close, 24 long; what comes next at each place."""
+    generator = torch.Generator().manual_seed(41)
+    words = torch.zeros(3000, 25, dtype=torch.long)
+    chance, kinds = torch.rand(words.shape, generator=generator), torch.randint(0, 3, words.shape, generator=generator)
+    for i in range(len(words)):
+        open_: list[int] = []
+        for t in range(25):
+            if open_ and (chance[i, t] < 0.5 or len(open_) == 6):
+                words[i, t] = 4 + open_.pop()
+            else:
+                open_.append(int(kinds[i, t]))
+                words[i, t] = 1 + open_[-1]
+    return words[:, :-1], words[:, 1:]
 
 
-def _pixels() -> tuple[Tensor, Tensor]:
-    """The colour of each pixel, from waves of its place."""
-    image = _picture("flower.jpg")
-    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in image.shape[1:]), indexing="ij")
-    place = torch.stack([rows.flatten(), columns.flatten()], 1)
-    waves = torch.cat([(place * math.pi * 2**k) for k in range(4)], 1)
-    y = image.flatten(1).T
-    return torch.cat([waves.sin(), waves.cos()], 1), (y - y.mean(0)) / y.std(0)
+def _sums() -> tuple[Tensor, Tensor]:
+    """Sums of two numbers written out, as in 37+485=522; what comes next at each place."""
+    generator = torch.Generator().manual_seed(42)
+    first, second = torch.randint(0, 500, (2, 4000), generator=generator).tolist()
+    texts = [f"{a:03d}+{b:03d}={a + b:04d};" for a, b in zip(first, second)]
+    tokens = torch.tensor([[ord(c) for c in text] for text in texts])
+    return tokens[:, :-1], tokens[:, 1:]
 
 
-def _patches() -> tuple[Tensor, Tensor]:
-    """Patches of 8 x 8 of a photograph, a quarter of their pixels hidden, and the whole ones."""
-    image = _picture("china.jpg").mean(0)
-    whole = image.unfold(0, 8, 3).unfold(1, 8, 3).reshape(-1, 64)
-    whole = whole - whole.mean(1, keepdim=True)
-    whole = whole / whole.std()
-    hidden = torch.rand(whole.shape, generator=torch.Generator().manual_seed(21)) < 0.25
-    return whole.masked_fill(hidden, 0.0), whole
-
-
-def _graphs() -> tuple[Tensor, Tensor]:
-    """Graphs of 12 nodes (adjacency, flattened): rings with chords, trees, two cliques, stars with noise."""
-    generator = torch.Generator().manual_seed(22)
-    y, graphs = torch.randint(0, 4, (3000,), generator=generator), []
-    for kind in y.tolist():
-        a, n = torch.zeros(12, 12), torch.randperm(12, generator=generator)
-        if kind == 0:
-            a[n, n.roll(1)] = 1
-        elif kind == 1:
-            a[n[1:], n[(torch.arange(11) * torch.rand(11, generator=generator)).long()]] = 1
-        elif kind == 2:
-            a[n[:6, None], n[None, :6]] = 1
-            a[n[6:, None], n[None, 6:]] = 1
-        else:
-            a[n[:2, None], n[None]] = 1
-        a = torch.where(torch.rand(12, 12, generator=generator) < 0.06, 1 - a, a)
-        graphs.append(((a + a.T) > 0).float().fill_diagonal_(0))
-    return torch.stack(graphs).flatten(1), y
-
-
-def _point_sets() -> tuple[Tensor, Tensor]:
-    """Sixteen points of the outline of one of five shapes, turned and blurred."""
-    generator = torch.Generator().manual_seed(23)
-    y = torch.randint(0, 5, (3000,), generator=generator)
-    t = 2 * torch.pi * torch.rand(3000, 16, generator=generator)
-    radius = torch.stack(
-        [torch.ones_like(t), *(1 + 0.5 * (k * t).cos() for k in (2, 3, 4)), t / torch.pi], 0
-    )[y, torch.arange(3000)]  # fmt: skip
-    turned = t + 2 * torch.pi * torch.rand(3000, 1, generator=generator)
-    points = torch.stack([radius * turned.cos(), radius * turned.sin()], 2)
-    return (points + 0.05 * torch.randn(points.shape, generator=generator)).flatten(1), y
-
-
-def _ratings() -> tuple[Tensor, Tensor]:
-    """What one of 60 readers gives one of 80 books: a product of hidden tastes, with noise."""
-    generator = torch.Generator().manual_seed(24)
-    tastes, books = torch.randn(60, 3, generator=generator), torch.randn(80, 3, generator=generator)
-    pairs = torch.stack(
-        [torch.randint(0, 60, (6000,), generator=generator), torch.randint(0, 80, (6000,), generator=generator)], 1
-    )
-    y = (tastes[pairs[:, 0]] * books[pairs[:, 1]]).sum(1, keepdim=True)
-    return pairs, y / y.std() + 0.2 * torch.randn(y.shape, generator=generator)
-
-
-def _copies(reverse: bool) -> tuple[Tensor, Tensor]:
-    """Strings of ten letters, a mark, and the string again (or backwards); what comes next at each place."""
-    letters = torch.randint(2, 18, (4000, 10), generator=torch.Generator().manual_seed(25))
-    again = letters.flip(1) if reverse else letters
-    whole = torch.cat([letters, torch.ones(4000, 1, dtype=torch.long), again], 1)
+def _sorting() -> tuple[Tensor, Tensor]:
+    """Eight numbers, a mark, and the same in order; what comes next at each place."""
+    numbers = torch.randint(2, 32, (4000, 8), generator=torch.Generator().manual_seed(43))
+    whole = torch.cat([numbers, torch.ones(4000, 1, dtype=torch.long), numbers.sort(1).values], 1)
     return whole[:, :-1], whole[:, 1:]
 
 
-def _circuits() -> tuple[Tensor, Tensor]:
-    """Sixteen bits, and what a small circuit of and, or and exclusive or makes of them: one of eight."""
-    bits = torch.randint(0, 2, (4000, 16), generator=torch.Generator().manual_seed(26))
-    a, b, c = (bits[:, 0] & bits[:, 1]) | bits[:, 2], bits[:, 3] ^ bits[:, 4], bits[:, 5:10].sum(1) > 2
-    return bits.float() * 2 - 1, a + 2 * b + 4 * c.long()
+def _grey(name: str) -> Tensor:
+    return avg_pool2d(torch.tensor(load_sample_image(name)).permute(2, 0, 1).float() / 255.0, 2).mean(0)
 
 
-def _motion() -> tuple[Tensor, Tensor]:
-    """Where the Lorenz system stands 0.05 later."""
-    state = torch.randn(3000, 3, generator=torch.Generator().manual_seed(27)) + torch.tensor([0.0, 0.0, 25.0])
-    path = [state]
-    for _ in range(250):
-        x, y, z = path[-1].T
-        path.append(path[-1] + 0.005 * torch.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], 1))
-    before, after = path[-11], path[-1]
-    return (before - before.mean(0)) / before.std(0), (after - after.mean(0)) / after.std(0)
+def _textures() -> tuple[Tensor, Tensor]:
+    """Patches of 16 x 16 of two photographs, and which third of which they are from."""
+    generator, patches, labels = torch.Generator().manual_seed(44), [], []
+    for which, name in enumerate(("china.jpg", "flower.jpg")):
+        image = _grey(name)
+        image = (image - image.mean()) / image.std()
+        rows = torch.randint(image.shape[0] - 16, (2000,), generator=generator)
+        columns = torch.randint(image.shape[1] - 16, (2000,), generator=generator)
+        patches += [image[r : r + 16, c : c + 16].flatten() for r, c in zip(rows.tolist(), columns.tolist())]
+        labels += (3 * which + 3 * columns // (image.shape[1] - 16)).tolist()
+    return torch.stack(patches), torch.tensor(labels)
 
 
-def _heartbeats() -> tuple[Tensor, Tensor]:
-    """Traces of 96 samples with pulses, of five rhythms, at any phase."""
-    generator = torch.Generator().manual_seed(28)
-    y = torch.randint(0, 5, (3000,), generator=generator)
-    period = torch.tensor([12.0, 16.0, 20.0, 24.0, 32.0])[y][:, None] * (
-        1 + 0.05 * torch.randn(3000, 1, generator=generator)
-    )
-    phase = (torch.arange(96) / period + torch.rand(3000, 1, generator=generator)) % 1
-    pulse = (-((phase - 0.5) ** 2) / 0.004).exp() - 0.4 * (-((phase - 0.65) ** 2) / 0.01).exp()
-    return pulse + 0.4 * torch.randn(pulse.shape, generator=generator), y
+def _blurred() -> tuple[Tensor, Tensor]:
+    """Digits that were blurred, with noise, and as they were."""
+    whole = torch.tensor(load_digits().images / 16.0, dtype=torch.float32)[:, None]
+    blurred = avg_pool2d(pad(whole, (1, 1, 1, 1)), 3, 1)
+    noise = 0.05 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(45))
+    return (blurred + noise).flatten(1), 2 * whole.flatten(1)
 
 
-def _iris() -> tuple[Tensor, Tensor]:
-    x, y = load_iris(return_X_y=True)
-    x = torch.tensor(x, dtype=torch.float32)
-    return (x - x.mean(0)) / x.std(0), torch.tensor(y)
+def _orbits() -> tuple[Tensor, Tensor]:
+    """Forty places of a point on its way in one of four fields of force, and which."""
+    generator = torch.Generator().manual_seed(46)
+    y = torch.randint(0, 4, (3000,), generator=generator)
+    place, speed = torch.randn(3000, 2, generator=generator), 0.7 * torch.randn(3000, 2, generator=generator)
+    power, drag = torch.tensor([0.0, 1.0, 2.0, 0.0])[y][:, None], torch.tensor([0.0, 0.0, 0.0, 0.6])[y][:, None]
+    path = []
+    for _ in range(40):
+        force = -place * place.norm(dim=1, keepdim=True).clamp_min(0.5) ** -power - drag * speed
+        speed = speed + 0.15 * force
+        place = place + 0.15 * speed
+        path.append(place)
+    return torch.cat(path, 1) + 0.05 * torch.randn(3000, 80, generator=generator), y
+
+
+def _outliers() -> tuple[Tensor, Tensor]:
+    """A smooth function of six numbers; one target in twenty is anything up to ten times as large."""
+    generator = torch.Generator().manual_seed(47)
+    x = torch.randn(3000, 6, generator=generator)
+    y = torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] - x[:, 3].abs() + 0.5 * x[:, 4]
+    far = torch.rand(3000, generator=generator) < 0.05
+    y = torch.where(far, 10 * torch.randn(3000, generator=generator), (y - y.mean()) / y.std())
+    return x, y[:, None]
+
+
+def _standard(raw: tuple[object, object]) -> tuple[Tensor, Tensor]:
+    """Columns and target standardised, columns without numbers left out."""
+    x, y = (torch.tensor(part, dtype=torch.float32) for part in raw)
+    x = x[:, x.isfinite().all(0)]
+    return (x - x.mean(0)) / x.std(0), ((y - y.mean()) / y.std())[:, None]
+
+
+def _tags() -> tuple[Tensor, Tensor]:
+    """Thirty numbers, and which of seven overlapping properties they have."""
+    generator = torch.Generator().manual_seed(48)
+    x, w = torch.randn(4000, 30, generator=generator), torch.randn(30, 14, generator=generator)
+    seen = torch.relu(x @ w) @ torch.randn(14, 7, generator=generator)
+    return x, (seen > seen.quantile(0.7, 0)).float()
+
+
+def _views() -> tuple[Tensor, Tensor]:
+    """Each digit seen twice, with parts hidden; the target is not used: each view's partner is the answer."""
+    whole = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)
+    hidden = torch.rand(2, *whole.shape, generator=torch.Generator().manual_seed(49)) < 0.3
+    return torch.cat([whole.masked_fill(h, 0.0) for h in hidden], 1), torch.zeros(len(whole), dtype=torch.long)
+
+
+def _picture() -> tuple[Tensor, Tensor]:
+    """Brightness of a photograph at each place."""
+    image = avg_pool2d(_grey("flower.jpg")[None], 2)[0]
+    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in image.shape), indexing="ij")
+    y = image.flatten()[:, None]
+    return torch.stack([rows.flatten(), columns.flatten()], 1), (y - y.mean()) / y.std()
+
+
+def _baskets() -> tuple[Tensor, Tensor]:
+    """Six things that were bought, by one of twelve kinds of buyers, and the seventh, of 60."""
+    generator = torch.Generator().manual_seed(50)
+    tastes = torch.softmax(2 * torch.randn(12, 60, generator=generator), 1)
+    buyers = torch.randint(0, 12, (4000,), generator=generator)
+    bought = torch.multinomial(tastes[buyers], 7, generator=generator)
+    return bought[:, :6], bought[:, 6]
+
+
+def _primes() -> tuple[Tensor, Tensor]:
+    """Numbers below 5,000 in three bases, and their smallest prime factor: 2, 3, 5, 7 or none of these."""
+    n = torch.arange(2, 5000)
+    y = torch.full_like(n, 4)
+    for k, p in enumerate((7, 5, 3, 2)):
+        y[n % p == 0] = 3 - k
+    digits = [one_hot(n // base**k % base, base) for base in (2, 6, 10) for k in range(4)]
+    return torch.cat(digits, 1).float(), y
 
 
 DATA |= {
-    "pixels": _pixels,
-    "patches": _patches,
-    "graphs": _graphs,
-    "point sets": _point_sets,
-    "ratings": _ratings,
-    "copies": partial(_copies, False),
-    "reversals": partial(_copies, True),
-    "circuits": _circuits,
-    "motion": _motion,
-    "heartbeats": _heartbeats,
-    "iris": _iris,
+    "brackets": _brackets,
+    "sums": _sums,
+    "sorting": _sorting,
+    "textures": _textures,
+    "blurred digits": _blurred,
+    "orbits": _orbits,
+    "outliers": _outliers,
+    "houses": lambda: _standard(boston_housing_data()),
+    "cars": lambda: _standard(autompg_data()),
+    "tags": _tags,
+    "views": _views,
+    "a picture": _picture,
+    "baskets": _baskets,
+    "primes": _primes,
 }
-REGRESSION |= {"pixels", "patches", "ratings", "motion"}
+REGRESSION |= {"blurred digits", "outliers", "houses", "cars", "a picture"}
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-class GraphNetwork(nn.Module):
-    """Three rounds of messages over the mean of the neighbours, degrees first, and the mean of all nodes."""
+class UNet(nn.Module):
+    """Down by two, up again, and what was seen before beside it."""
 
-    def __init__(self, width: int = 32, act: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(self, width: int = 12) -> None:
         super().__init__()
-        self.first, self.act = nn.Linear(1, width), act()
-        self.own = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-        self.others = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
-        self.acts = nn.ModuleList(act() for _ in range(3))
+        self.down = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1), nn.SiLU())
+        self.low = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU(), nn.ConvTranspose2d(2 * width, width, 2, 2), nn.SiLU()
+        )
+        self.out = nn.Conv2d(2 * width, 1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.down(x.view(-1, 1, 8, 8))
+        return self.out(torch.cat([seen, self.low(seen)], 1)).flatten(1)
+
+
+class Sine(nn.Module):
+    """The sine of what comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+class Views(nn.Module):
+    """Both views through one network, and how alike each is to each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (normalize(self.body(view), dim=1) for view in x.split(64, 1))
+        return 8 * first @ second.T
+
+
+def partners(output: Tensor, y: Tensor) -> Tensor:
+    """Each row's own column is the answer, in both directions."""
+    own = torch.arange(len(output))
+    return (cross_entropy(output, own) + cross_entropy(output.T, own)) / 2
+
+
+class Basket(nn.Module):
+    """The mean of what was bought, and a score for each thing."""
+
+    def __init__(self, width: int = 32, norm: bool = False) -> None:
+        super().__init__()
+        self.things = nn.EmbeddingBag(60, width)
+        self.body = nn.Sequential(
+            nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 60)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.things(x))
+
+
+class Encoder(nn.Module):
+    """Blocks of attention over places of a path, the mean of what comes out."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Linear(8, width), nn.Parameter(0.1 * torch.randn(10, width))
+        self.body = nn.Sequential(Attention(width, 4, False), Attention(width, 4, False))
         self.head = nn.Linear(width, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = x.view(-1, 12, 12)
-        degree = a.sum(2, keepdim=True)
-        h = self.act(self.first(degree / 4))
-        for own, others, act in zip(self.own, self.others, self.acts):
-            h = act(own(h) + others(a @ h / degree.clamp_min(1)))
-        return self.head(h.mean(1))
+        return self.head(self.body(self.embed(x.view(len(x), 10, 8)) + self.places).mean(1))
 
 
-class DeepSet(nn.Module):
-    """Each point by itself, the largest of what comes out, then all together."""
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.each = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.all = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.all(self.each(x.view(len(x), -1, 2)).amax(1))
-
-
-class SetAttention(nn.Module):
-    """Points that look at each other."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.embed, self.body = nn.Linear(2, width), nn.Sequential(*[Attention(width, 4, False) for _ in range(2)])
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(x.view(len(x), -1, 2))).mean(1))
-
-
-class Factors(nn.Module):
-    """Ratings from vectors of readers and books, and what a small network adds."""
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.readers, self.books = nn.Embedding(60, width), nn.Embedding(80, width)
-        self.rest = nn.Sequential(nn.Linear(2 * width, 32), nn.GELU(), nn.Linear(32, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.readers(x[:, 0]), self.books(x[:, 1])
-        return (a * b).mean(1, keepdim=True) + self.rest(torch.cat([a, b], 1))
-
-
-def wave_cnn(width: int = 12, norm: bool = False, act: type[nn.Module] = nn.ReLU) -> nn.Module:
-    """Convolutions over time."""
-    layers: list[nn.Module] = [nn.Unflatten(1, (1, 96))]
-    for a, b in ((1, width), (width, width), (width, 2 * width)):
-        layers += [nn.Conv1d(a, b, 7, 2, 3), *([nn.BatchNorm1d(b)] if norm else []), act()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2 * width, 5))
-
-
-class Highway(nn.Module):
-    """Layers that a gate may pass by."""
-
-    def __init__(self, inputs: int, width: int, depth: int, outputs: int) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(inputs, width), nn.Linear(width, outputs)
-        self.ways = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.gates = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        for way, gate in zip(self.ways, self.gates):
-            open_ = torch.sigmoid(gate(h) - 1)
-            h = open_ * torch.tanh(way(h)) + (1 - open_) * h
-        return self.head(h)
+def siren(width: int = 64) -> nn.Module:
+    """Sines of sines, the first of high frequency."""
+    model = nn.Sequential(nn.Linear(2, width), Sine(), nn.Linear(width, width), Sine(), nn.Linear(width, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(12.0)  # type: ignore[operator]
+        model[2].weight.mul_(math.sqrt(6.0))  # type: ignore[operator]
+    return model
 
 
 HELD_OUT = [
-    Task("relu 64 x 3", "adamw", W(16, 64, 64, 64, 3), "pixels", 256),
-    Task("gelu 64 x 2", "sgd", W(16, 64, 64, 3, act=nn.GELU), "pixels", 128),
-    Task("masked autoencoder gelu 96-32-96", "adamw", W(64, 96, 32, 96, 64, act=nn.GELU), "patches", 64),
-    Task("masked autoencoder relu 96 x 2", "momentum", W(64, 96, 96, 64), "patches", 32),
-    Task("graph network", "adam", GraphNetwork, "graphs", 64),
-    Task("graph network silu", "momentum", partial(GraphNetwork, 32, nn.SiLU), "graphs", 64),
-    Task("deep set", "adamw", DeepSet, "point sets", 64),
-    Task("deep set", "sgd", DeepSet, "point sets", 32),
-    Task("set attention", "adamw", SetAttention, "point sets", 32, 300),
-    Task("factors", "adam", Factors, "ratings", 128),
-    Task("factors", "rmsprop", Factors, "ratings", 64),
-    Task("gpt", "adamw", partial(Gpt, 32, 2, 4, 20), "copies", 32, 400),
-    Task("gru", "adam", partial(Recurrent, nn.GRU, 64), "reversals", 32, 400),
-    Task("relu 96 x 2", "nesterov", W(16, 96, 96, 8), "circuits", 64),
-    Task("highway 5", "adamw", partial(Highway, 16, 48, 5, 8), "circuits", 64),
-    Task("tanh 64 x 2", "adam .5", W(3, 64, 64, 3, act=nn.Tanh), "motion", 128),
-    Task("residual 4", "momentum", partial(residual, 3, 40, 4, 3, nn.SiLU), "motion", 64),
-    Task("wave cnn", "adamw", wave_cnn, "heartbeats", 64, 300),
-    Task("wave cnn bn", "momentum", partial(wave_cnn, 12, True), "heartbeats", 64, 300),
-    Task("relu 32 x 2", "sgd", W(4, 32, 32, 3), "iris", 16),
-]
+    Task("lstm", "adamw", partial(Recurrent, nn.LSTM, 48), "brackets", 32, 300),
+    Task("gpt", "momentum", partial(Gpt, 32, 2), "brackets", 64, 300),
+    Task("gpt", "adamw", partial(Gpt, 40, 2, 4, 12), "sums", 64, 300),
+    Task("gpt", "adam .95 .95", partial(Gpt, 32, 1, 4, 16), "sorting", 32, 400),
+    Task("gru", "adamw", partial(Recurrent, nn.GRU, 64), "sorting", 16, 300),
+    Task("mixer", "adamw", partial(Mixer, 16, 4, 24), "textures", 64, 300),
+    Task("cnn bn", "nesterov", partial(cnn, "batch", 16, 8), "textures", 128, 250),
+    Task("cnn gn", "rmsprop", partial(cnn, "group", 16, 8), "textures", 32, 300),
+    Task("u-net", "adamw", UNet, "blurred digits", 32, 400),
+    Task("autoencoder relu 64-20-64", "momentum .8", W(64, 96, 20, 96, 64), "blurred digits", 512),
+    Task("relu 64 x 2", "sgd", W(80, 64, 64, 4), "orbits", 64),
+    Task("encoder", "adamw", Encoder, "orbits", 32, 300),
+    Task("residual 12 ln tanh", "momentum", partial(residual, 80, 24, 12, 4, nn.Tanh, True), "orbits", 64, 300),
+    Task("relu 64 x 2", "momentum", W(6, 64, 64, 1), "outliers", 512),
+    Task("gelu 64 x 2 huber", "adamw", W(6, 64, 64, 1, act=nn.GELU), "outliers", 16, criterion=huber_loss),
+    Task("relu 64 x 2", "adam .8", W(13, 64, 64, 1), "houses", 16, 600),
+    Task("tanh 32 x 2", "sgd", W(7, 32, 32, 1, act=nn.Tanh), "cars", 32),
+    Task("relu 64 x 2 of several labels", "adamw", W(30, 64, 64, 7), "tags", 128, criterion=binary_cross_entropy_with_logits),
+    Task("views contrasted", "adam", Views, "views", 128, criterion=partners),
+    Task("sines 64 x 2", "adam", siren, "a picture", 512),
+    Task("basket", "adamw", Basket, "baskets", 64),
+    Task("relu 96 x 3 smoothed", "adamw", W(72, 96, 96, 96, 5), "primes", 64, smoothing=0.1),
+]  # fmt: skip
 """Seven rates each; nothing was changed after they had run."""

@@ -73,13 +73,17 @@ class Task:
     batch: int = 64
     steps: int = 400
     smoothing: float = 0.0
+    criterion: Loss | None = None
+    """Another loss than the usual one of its data."""
 
     @property
     def key(self) -> str:
         return f"{self.name}, {self.data}, batch {self.batch}, {self.steps} steps, {self.rule}"
 
     def loss(self) -> Loss:
-        """Mean squared error for regression, else cross entropy."""
+        """Mean squared error for regression, else cross entropy, where the task has none of its own."""
+        if self.criterion is not None:
+            return self.criterion
         return mse_loss if self.data in REGRESSION else partial(cross_entropy, label_smoothing=self.smoothing)
 
 

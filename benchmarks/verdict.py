@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from _verdict_held_out import HELD_OUT
+from _verdict_more_tasks import MORE
 from _verdict_tasks import FIT, RULES, Task, batches
 
 from topoopt import TopoConfig
@@ -100,7 +101,7 @@ def run(path: Path, only: str = "") -> None:
     """Train every task at every rate and write the readings down."""
     known = {"fit": {}, "held out": {}} | (json.loads(path.read_text()) if path.exists() else {})
     began = time.perf_counter()
-    for part, tasks in (("fit", FIT), ("held out", HELD_OUT)):
+    for part, tasks in (("fit", [*FIT, *MORE]), ("held out", HELD_OUT)):
         for task in tasks:
             if only not in task.key or task.key in known[part]:
                 continue
