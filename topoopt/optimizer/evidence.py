@@ -32,6 +32,10 @@ NORMS = (
     nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
     nn.LocalResponseNorm,
 )  # fmt: skip
+CLASSES = ("cross_entropy", "cross_entropy_loss", "nll_loss")
+"""Losses of classes."""
+LOSSES = (*CLASSES, "mse_loss")
+"""Those of which the loss of the best constant prediction is known."""
 IGNORED = -100
 """Label that no loss counts."""
 STILL = 1e-6
@@ -43,6 +47,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self._silent: list[Tensor] = []
+        self._bases: list[Tensor] = []
         self._units = 0
         self._seen: dict[str, float] | None = None
 
@@ -58,15 +63,21 @@ class Evidence:
 
     @contextmanager
     def looking_on(self, model: nn.Module) -> Iterator[None]:
-        """Look at the activations of the model itself while a given loss is evaluated; not of a compiled one, which hooks
-        would have compiled anew.
+        """Look at the activations of the model itself, and at labels, while a given loss is evaluated; not of a compiled one,
+        which hooks would have compiled anew.
         """
-        self._silent, self._units, self._seen = [], 0, None
+        self._silent, self._bases, self._units, self._seen = [], [], 0, None
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             yield
             return
-        with self._watch(model):
+        with self._watch(model), _Functions(self._see_labels, LOSSES):
             yield
+
+    @torch.no_grad()
+    def _see_labels(self, of: object, args: Any, output: Any) -> None:
+        base = _of_labels(getattr(of, "__name__", ""), [t for t in args[:2] if isinstance(t, Tensor)])
+        if base is not None:
+            self._bases.append(base)
 
     @contextmanager
     def _watch(self, module: nn.Module) -> Iterator[None]:
@@ -77,7 +88,7 @@ class Evidence:
         parts = [m for m in module.modules() if isinstance(m, ACTIVATIONS) or _is_activation(m)]
         handles = [m.register_forward_hook(self._see) for m in parts]
         try:
-            with nullcontext() if parts else _Functions(self._see):
+            with nullcontext() if parts else _Functions(self._see, FUNCTIONS):
                 yield
         finally:
             for handle in handles:
@@ -136,16 +147,19 @@ class Evidence:
     def of_loss(
         self, reading: SpectralReading, found: Sequence[Tensor | None], passage: Passage, model: nn.Module
     ) -> SpectralReading:
-        """What a given loss shows: the gradient's length, and the units where `looking_on` saw them; its labels are not seen."""
+        """What a given loss shows: the gradient's length, and the units and labels where `looking_on` saw them."""
         gradient = [g for g in found if g is not None]
         numbers = {"gradient": _norm(gradient)} if gradient else {}
         if self._silent:
             numbers["silent"] = torch.stack([s.float() for s in self._silent]).sum()
+        if self._bases:
+            numbers["baseline"] = torch.stack([base.to(self._bases[0].device) for base in self._bases]).mean()
         seen = dict(zip(numbers, brought_over(list(numbers.values()))))
         silent = seen["silent"] / self._units if self._silent else math.nan
-        self._silent = []
+        self._silent, self._bases = [], []
         return replace(
             reading,
+            baseline=seen.get("baseline", math.nan),
             grad_norm=seen.get("gradient", math.nan),
             clipped=passage.share,
             silent=silent,
@@ -154,16 +168,16 @@ class Evidence:
 
 
 class _Functions(TorchFunctionMode):
-    """Shows what activations that are called as functions give."""
+    """Shows what functions of these names are given, and give."""
 
-    def __init__(self, see: Callable[[object, Any, Any], None]) -> None:
+    def __init__(self, see: Callable[[object, Any, Any], None], names: Sequence[str]) -> None:
         super().__init__()
-        self._show = see
+        self._show, self._names = see, names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in FUNCTIONS:
-            self._show(func, args, output)
+        if getattr(func, "__name__", "") in self._names:
+            self._show(func, (*args, *(kwargs or {}).values()), output)
         return output
 
 
@@ -203,10 +217,15 @@ def _of_entry(entry: Entry) -> Tensor | None:
     if entry.module is not None:
         labels = entry.kwargs.get("labels") if isinstance(entry.kwargs, dict) else None
         return _entropy(labels.tensor) if isinstance(labels, Kept) and not labels.tensor.is_floating_point() else None
-    targets = [ref.tensor for ref in tree_leaves((entry.args, entry.kwargs)) if isinstance(ref, Kept)]
-    if entry.name in ("cross_entropy", "cross_entropy_loss", "nll_loss") and targets:
+    return _of_labels(entry.name, [r.tensor for r in tree_leaves((entry.args, entry.kwargs)) if isinstance(r, Kept)])
+
+
+def _of_labels(name: str, given: Sequence[Tensor]) -> Tensor | None:
+    """Of a loss by its name, and of what it is given: labels are what no gradient goes through."""
+    targets = [t for t in given if not t.requires_grad]
+    if name in CLASSES and targets:
         return None if targets[0].is_floating_point() else _entropy(targets[0])
-    if entry.name == "mse_loss" and targets and targets[0].ndim:
+    if name == "mse_loss" and targets and targets[0].ndim:
         return (targets[0] - targets[0].mean(0, keepdim=True)).square().mean().float()
     return None
 
