@@ -26,6 +26,8 @@ FULL_RATE = 0.5
 """Share of the largest rate from which a reading is of the run's full rate: cuts off warm-up and decay."""
 LATEST = 17
 """Most readings at a run's end that tell what became of it: a third of the first 50."""
+DIFFERENT = 4.0
+"""Most that the labels of one batch may count as different from the others'."""
 UNKNOWN_RULE = "black box"
 NADAM_SHARE = 0.59
 """Share of its whole effect that a gradient has at once in torch's NAdam, whose decay of the momentum begins at half of beta
@@ -110,8 +112,16 @@ class Evidence:
 
     @cached_property
     def losses(self) -> tuple[float, ...]:
-        """Losses of all readings that have one."""
-        return tuple(reading.loss for reading in self.readings if not math.isnan(reading.loss))
+        """Losses of all readings that have one, as of a batch with typical labels: a batch whose labels differ more has a larger
+        loss whatever is predicted, and so has the best constant prediction on it.
+        """
+        return tuple(self._typical(reading) for reading in self.readings if not math.isnan(reading.loss))
+
+    def _typical(self, reading: SpectralReading) -> float:
+        """The loss of one reading, as of a batch with typical labels; as it was where these were not seen."""
+        if not (reading.baseline > 0 and self.baseline > 0):
+            return reading.loss
+        return reading.loss * min(max(self.baseline / reading.baseline, 1 / DIFFERENT), DIFFERENT)
 
     @property
     def start(self) -> float:
@@ -125,7 +135,7 @@ class Evidence:
 
     def thirds(self) -> tuple[float, float]:
         """Median loss of the first and of the last third of the window."""
-        return _ends([reading.loss for reading in self.window])
+        return _ends([self._typical(reading) for reading in self.window])
 
     @property
     def left(self) -> float:
@@ -178,7 +188,7 @@ class Evidence:
         fives = [self.losses[i : i + 5] for i in range(len(self.losses) - 4)] or [self.losses]
         return min((median(five) for five in fives), default=math.nan)
 
-    @property
+    @cached_property
     def baseline(self) -> float:
         """Loss of the best constant prediction, where labels were seen; NaN elsewhere."""
         return median(reading.baseline for reading in self.readings)

@@ -16,14 +16,15 @@ from topoopt.measurement import SpectralReading
 from topoopt.verdict.evidence import ENOUGH, Evidence, gather, latest, median
 from topoopt.verdict.numbers import number
 
-HIGH = 8.0
-"""Median r / sqrt(1 - beta) above which a rate is too high. Flat from 6 to 15."""
-STRAIN, NORMALIZED = 5.0, 1.5
+HIGH = 12.0
+"""Median r / sqrt(1 - beta) above which a rate is too high: the edge of stability at a beta of 0.9. Flat from 8 up, where the
+weights, the loss or the units have said so of most runs before."""
+STRAIN, NORMALIZED = 5.5, 1.5
 """A rate is too high where (growth of the weights' length over the first 100 steps) sqrt(largest loss / first loss), times
 NORMALIZED for a model with normalisation layers, is over STRAIN. A step that is too long throws the weights outwards, where
 saturated or scale-free layers hide it from r. Flat from 4.5 to 7 and from 1.3 to 1.9.
 """
-LOW, LOW_LEFT, LOW_BATCH, LOW_GRADIENT = 0.4, 0.8, 0.6, 0.7
+LOW, LOW_LEFT, LOW_BATCH, LOW_GRADIENT = 0.4, 0.8, 0.6, 0.4
 """Median r / sqrt(1 - beta) under which a rate is too low:
 LOW left^-LOW_LEFT (batch / 64)^LOW_BATCH (trend of the gradient)^LOW_GRADIENT.
 
