@@ -1,285 +1,315 @@
 """Tasks that nothing of the verdict was chosen on: other data, other networks, other losses than the fitted ones.
 
-Brackets, sums, sorting, textures, orbits, prices with outliers, several labels at once, pairs of views, a picture as a
-function, sets of words: none of it in the fitted tasks. They were written down before the first of their runs, and are judged
-as they came out.
+Cellular automata, arithmetic of remainders, things to be counted, chirps, lines of programs, Morse code, pendulums, counts,
+quantiles, margins, moves of chess, hues, a cipher, a variational autoencoder: none of it in the fitted tasks. They were written
+down before the first of their runs, and are judged as they came out.
 """
 
 from __future__ import annotations
 
+import _pydecimal
+import argparse
+import inspect
 import math
+import statistics
+import tarfile
 from functools import partial
 
 import torch
-from _verdict_tasks import DATA, REGRESSION, Attention, Gpt, Mixer, Recurrent, Task, W, cnn, residual
-from mlxtend.data import autompg_data, boston_housing_data
-from sklearn.datasets import load_digits, load_sample_image
+from _verdict_tasks import DATA, REGRESSION, Gpt, Task, W, cnn
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn.functional import (
-    avg_pool2d,
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    huber_loss,
-    normalize,
-    one_hot,
-    pad,
-)
+from torch.nn.functional import mse_loss, multi_margin_loss, one_hot, poisson_nll_loss
 
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _brackets() -> tuple[Tensor, Tensor]:
-    """Words of three kinds of brackets that open and close, 24 long; what comes next at each place."""
-    generator = torch.Generator().manual_seed(41)
-    words = torch.zeros(3000, 25, dtype=torch.long)
-    chance, kinds = torch.rand(words.shape, generator=generator), torch.randint(0, 3, words.shape, generator=generator)
-    for i in range(len(words)):
-        open_: list[int] = []
-        for t in range(25):
-            if open_ and (chance[i, t] < 0.5 or len(open_) == 6):
-                words[i, t] = 4 + open_.pop()
-            else:
-                open_.append(int(kinds[i, t]))
-                words[i, t] = 1 + open_[-1]
-    return words[:, :-1], words[:, 1:]
+def _automaton() -> tuple[Tensor, Tensor]:
+    """Rings of 32 cells, and what becomes of each cell in three steps of rule 110, one cell in fifty seen wrong."""
+    generator = torch.Generator().manual_seed(61)
+    cells = torch.randint(0, 2, (4000, 32), generator=generator)
+    table, state = torch.tensor([0, 1, 1, 1, 0, 1, 1, 0]), cells
+    for _ in range(3):
+        state = table[4 * state.roll(1, 1) + 2 * state + state.roll(-1, 1)]
+    wrong = torch.rand(cells.shape, generator=generator) < 0.02
+    return torch.where(wrong, 1 - cells, cells).float() * 2 - 1, state
 
 
-def _sums() -> tuple[Tensor, Tensor]:
-    """Sums of two numbers written out, as in 37+485=522; what comes next at each place."""
-    generator = torch.Generator().manual_seed(42)
-    first, second = torch.randint(0, 500, (2, 4000), generator=generator).tolist()
-    texts = [f"{a:03d}+{b:03d}={a + b:04d};" for a, b in zip(first, second)]
-    tokens = torch.tensor([[ord(c) for c in text] for text in texts])
-    return tokens[:, :-1], tokens[:, 1:]
+def _remainders() -> tuple[Tensor, Tensor]:
+    """Two numbers below 23, and the remainder of a + 2 b."""
+    pairs = torch.cartesian_prod(torch.arange(23), torch.arange(23))
+    return pairs, (pairs[:, 0] + 2 * pairs[:, 1]) % 23
 
 
-def _sorting() -> tuple[Tensor, Tensor]:
-    """Eight numbers, a mark, and the same in order; what comes next at each place."""
-    numbers = torch.randint(2, 32, (4000, 8), generator=torch.Generator().manual_seed(43))
-    whole = torch.cat([numbers, torch.ones(4000, 1, dtype=torch.long), numbers.sort(1).values], 1)
-    return whole[:, :-1], whole[:, 1:]
+def _things() -> tuple[Tensor, Tensor]:
+    """Images of 12 x 12 with up to nine blurred spots in noise, and how many."""
+    generator = torch.Generator().manual_seed(62)
+    y = torch.randint(0, 10, (3000,), generator=generator)
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    places = 1 + 10 * torch.rand(3000, 9, 2, generator=generator)
+    apart = (rows - places[:, :, :1, None]) ** 2 + (columns - places[:, :, 1:, None]) ** 2
+    there = torch.arange(9) < y[:, None]
+    image = ((-apart).exp() * there[:, :, None, None]).sum(1) + 0.1 * torch.randn(3000, 12, 12, generator=generator)
+    return image.flatten(1), y
 
 
-def _grey(name: str) -> Tensor:
-    return avg_pool2d(torch.tensor(load_sample_image(name)).permute(2, 0, 1).float() / 255.0, 2).mean(0)
+def _chirps() -> tuple[Tensor, Tensor]:
+    """Tones that rise or fall, in noise, and where they begin and how fast they go."""
+    generator = torch.Generator().manual_seed(63)
+    y = torch.randn(3000, 2, generator=generator)
+    t = torch.arange(64) / 64
+    phase = 2 * math.pi * torch.rand(3000, 1, generator=generator)
+    wave = torch.sin(phase + 2 * math.pi * ((8 + 1.5 * y[:, :1]) * t + 2 * y[:, 1:] * t**2))
+    return wave + 0.3 * torch.randn(wave.shape, generator=generator), y
 
 
-def _textures() -> tuple[Tensor, Tensor]:
-    """Patches of 16 x 16 of two photographs, and which third of which they are from."""
-    generator, patches, labels = torch.Generator().manual_seed(44), [], []
-    for which, name in enumerate(("china.jpg", "flower.jpg")):
-        image = _grey(name)
-        image = (image - image.mean()) / image.std()
-        rows = torch.randint(image.shape[0] - 16, (2000,), generator=generator)
-        columns = torch.randint(image.shape[1] - 16, (2000,), generator=generator)
-        patches += [image[r : r + 16, c : c + 16].flatten() for r, c in zip(rows.tolist(), columns.tolist())]
-        labels += (3 * which + 3 * columns // (image.shape[1] - 16)).tolist()
-    return torch.stack(patches), torch.tensor(labels)
+def _lines() -> tuple[Tensor, Tensor]:
+    """Stretches of 30 characters of the programs of four of Python's modules, and of which."""
+    generator, pieces, labels = torch.Generator().manual_seed(64), [], []
+    for which, module in enumerate((argparse, tarfile, statistics, _pydecimal)):
+        text = torch.tensor([min(ord(c), 127) for c in inspect.getsource(module)])
+        starts = torch.randint(len(text) - 30, (1000, 1), generator=generator)
+        pieces.append(text[starts + torch.arange(30)])
+        labels.append(torch.full((1000,), which))
+    return torch.cat(pieces), torch.cat(labels)
 
 
-def _blurred() -> tuple[Tensor, Tensor]:
-    """Digits that were blurred, with noise, and as they were."""
-    whole = torch.tensor(load_digits().images / 16.0, dtype=torch.float32)[:, None]
-    blurred = avg_pool2d(pad(whole, (1, 1, 1, 1)), 3, 1)
-    noise = 0.05 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(45))
-    return (blurred + noise).flatten(1), 2 * whole.flatten(1)
+MORSE = {
+    "a": ".-",
+    "d": "-..",
+    "g": "--.",
+    "k": "-.-",
+    "l": ".-..",
+    "o": "---",
+    "r": ".-.",
+    "s": "...",
+    "u": "..-",
+    "v": "...-",
+}
 
 
-def _orbits() -> tuple[Tensor, Tensor]:
-    """Forty places of a point on its way in one of four fields of force, and which."""
-    generator = torch.Generator().manual_seed(46)
-    y = torch.randint(0, 4, (3000,), generator=generator)
-    place, speed = torch.randn(3000, 2, generator=generator), 0.7 * torch.randn(3000, 2, generator=generator)
-    power, drag = torch.tensor([0.0, 1.0, 2.0, 0.0])[y][:, None], torch.tensor([0.0, 0.0, 0.0, 0.6])[y][:, None]
-    path = []
-    for _ in range(40):
-        force = -place * place.norm(dim=1, keepdim=True).clamp_min(0.5) ** -power - drag * speed
-        speed = speed + 0.15 * force
-        place = place + 0.15 * speed
-        path.append(place)
-    return torch.cat(path, 1) + 0.05 * torch.randn(3000, 80, generator=generator), y
+def _morse() -> tuple[Tensor, Tensor]:
+    """Letters keyed by hand at differing speed, 40 samples of the line with noise, and which of ten."""
+    generator = torch.Generator().manual_seed(65)
+    y = torch.randint(0, 10, (3000,), generator=generator)
+    unit = (2 + torch.rand(3000, generator=generator)).tolist()
+    x = torch.zeros(3000, 40)
+    for i, (letter, u) in enumerate(zip(y.tolist(), unit)):
+        at = 1.0
+        for mark in list(MORSE.values())[letter]:
+            long = u * (1 if mark == "." else 3)
+            x[i, int(at) : int(at + long)] = 1
+            at += long + u
+    return x + 0.3 * torch.randn(x.shape, generator=generator), y
 
 
-def _outliers() -> tuple[Tensor, Tensor]:
-    """A smooth function of six numbers; one target in twenty is anything up to ten times as large."""
-    generator = torch.Generator().manual_seed(47)
-    x = torch.randn(3000, 6, generator=generator)
-    y = torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] - x[:, 3].abs() + 0.5 * x[:, 4]
-    far = torch.rand(3000, generator=generator) < 0.05
-    y = torch.where(far, 10 * torch.randn(3000, generator=generator), (y - y.mean()) / y.std())
-    return x, y[:, None]
+def _pendulums() -> tuple[Tensor, Tensor]:
+    """Angle and speed of a pendulum with drag now, its length, and both a second later."""
+    generator = torch.Generator().manual_seed(66)
+    angle, speed = 2 * torch.randn(3000, generator=generator), 2 * torch.randn(3000, generator=generator)
+    long = 0.5 + torch.rand(3000, generator=generator)
+    x = torch.stack([angle.sin(), angle.cos(), speed, long], 1)
+    for _ in range(50):
+        speed = speed + 0.02 * (-9.8 / long * angle.sin() - 0.2 * speed)
+        angle = angle + 0.02 * speed
+    y = torch.stack([angle.sin(), angle.cos(), speed], 1)
+    return (x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)
 
 
-def _standard(raw: tuple[object, object]) -> tuple[Tensor, Tensor]:
-    """Columns and target standardised, columns without numbers left out."""
-    x, y = (torch.tensor(part, dtype=torch.float32) for part in raw)
-    x = x[:, x.isfinite().all(0)]
-    return (x - x.mean(0)) / x.std(0), ((y - y.mean()) / y.std())[:, None]
+def _visits() -> tuple[Tensor, Tensor]:
+    """Eight numbers, and how often something happens whose rate they set."""
+    generator = torch.Generator().manual_seed(67)
+    x, w = torch.randn(4000, 8, generator=generator), torch.randn(8, 6, generator=generator) / 8**0.5
+    rate = (1.2 * torch.tanh(x @ w).mean(1, keepdim=True) * 3 + 0.5).exp()
+    return x, torch.poisson(rate, generator=generator)
 
 
-def _tags() -> tuple[Tensor, Tensor]:
-    """Thirty numbers, and which of seven overlapping properties they have."""
-    generator = torch.Generator().manual_seed(48)
-    x, w = torch.randn(4000, 30, generator=generator), torch.randn(30, 14, generator=generator)
-    seen = torch.relu(x @ w) @ torch.randn(14, 7, generator=generator)
-    return x, (seen > seen.quantile(0.7, 0)).float()
+def _spread() -> tuple[Tensor, Tensor]:
+    """Five numbers, and one whose scatter they set."""
+    generator = torch.Generator().manual_seed(68)
+    x = torch.rand(3000, 5, generator=generator) * 2 - 1
+    middle = torch.cos(3 * x[:, 0]) + x[:, 1] * x[:, 2]
+    return x, (middle + 0.5 * (1 + x[:, 3]) * torch.randn(3000, generator=generator))[:, None]
 
 
-def _views() -> tuple[Tensor, Tensor]:
-    """Each digit seen twice, with parts hidden; the target is not used: each view's partner is the answer."""
-    whole = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)
-    hidden = torch.rand(2, *whole.shape, generator=torch.Generator().manual_seed(49)) < 0.3
-    return torch.cat([whole.masked_fill(h, 0.0) for h in hidden], 1), torch.zeros(len(whole), dtype=torch.long)
+def _plain_digits() -> tuple[Tensor, Tensor]:
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images / 16.0, dtype=torch.float32), torch.tensor(labels)
 
 
-def _picture() -> tuple[Tensor, Tensor]:
-    """Brightness of a photograph at each place."""
-    image = avg_pool2d(_grey("flower.jpg")[None], 2)[0]
-    rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in image.shape), indexing="ij")
-    y = image.flatten()[:, None]
-    return torch.stack([rows.flatten(), columns.flatten()], 1), (y - y.mean()) / y.std()
+def _noisy_waves() -> tuple[Tensor, Tensor]:
+    """Steps and ramps of 64 samples, with noise and without."""
+    generator = torch.Generator().manual_seed(69)
+    steps = torch.randn(3000, 64, generator=generator) * (torch.rand(3000, 64, generator=generator) < 0.08)
+    ramps = torch.randn(3000, 1, generator=generator) * torch.linspace(-1, 1, 64)
+    y = steps.cumsum(1) + ramps
+    y = y - y.mean(1, keepdim=True)
+    return y + 0.5 * torch.randn(y.shape, generator=generator), y
 
 
-def _baskets() -> tuple[Tensor, Tensor]:
-    """Six things that were bought, by one of twelve kinds of buyers, and the seventh, of 60."""
-    generator = torch.Generator().manual_seed(50)
-    tastes = torch.softmax(2 * torch.randn(12, 60, generator=generator), 1)
-    buyers = torch.randint(0, 12, (4000,), generator=generator)
-    bought = torch.multinomial(tastes[buyers], 7, generator=generator)
-    return bought[:, :6], bought[:, 6]
+def _moves() -> tuple[Tensor, Tensor]:
+    """Two squares of a chess board, and the least piece that can go from one to the other."""
+    squares = torch.cartesian_prod(torch.arange(64), torch.arange(64))
+    rows, columns = (squares // 8).diff(dim=1).abs()[:, 0], (squares % 8).diff(dim=1).abs()[:, 0]
+    y = torch.full((4096,), 4)
+    y[(rows == 0) | (columns == 0)] = 3
+    y[rows == columns] = 2
+    y[rows * columns == 2] = 1
+    y[(rows <= 1) & (columns <= 1)] = 0
+    return one_hot(squares, 64).flatten(1).float(), y
 
 
-def _primes() -> tuple[Tensor, Tensor]:
-    """Numbers below 5,000 in three bases, and their smallest prime factor: 2, 3, 5, 7 or none of these."""
-    n = torch.arange(2, 5000)
-    y = torch.full_like(n, 4)
-    for k, p in enumerate((7, 5, 3, 2)):
-        y[n % p == 0] = 3 - k
-    digits = [one_hot(n // base**k % base, base) for base in (2, 6, 10) for k in range(4)]
-    return torch.cat(digits, 1).float(), y
+def _hues() -> tuple[Tensor, Tensor]:
+    """Red, green and blue, and which of seven hues it is; nearly grey ones by chance."""
+    generator = torch.Generator().manual_seed(70)
+    x = torch.rand(3000, 3, generator=generator)
+    angle = torch.atan2(3**0.5 * (x[:, 1] - x[:, 2]), 2 * x[:, 0] - x[:, 1] - x[:, 2])
+    y = ((angle / (2 * math.pi) % 1) * 7).long().clamp_max(6)
+    grey = x.std(1) < 0.12
+    return (x - 0.5) * 12**0.5, torch.where(grey, torch.randint(0, 7, y.shape, generator=generator), y)
+
+
+def _cipher() -> tuple[Tensor, Tensor]:
+    """Stretches of a program, each with its letters moved on by one of five numbers; what comes next at each place."""
+    generator = torch.Generator().manual_seed(71)
+    text = torch.tensor([min(ord(c), 127) for c in inspect.getsource(tarfile)])
+    starts = torch.randint(len(text) - 21, (4000, 1), generator=generator)
+    piece, by = text[starts + torch.arange(21)], torch.randint(1, 6, (4000, 1), generator=generator)
+    piece = torch.where((piece >= 97) & (piece <= 122), 97 + (piece - 97 + by) % 26, piece)
+    return piece[:, :-1], piece[:, 1:]
 
 
 DATA |= {
-    "brackets": _brackets,
-    "sums": _sums,
-    "sorting": _sorting,
-    "textures": _textures,
-    "blurred digits": _blurred,
-    "orbits": _orbits,
-    "outliers": _outliers,
-    "houses": lambda: _standard(boston_housing_data()),
-    "cars": lambda: _standard(autompg_data()),
-    "tags": _tags,
-    "views": _views,
-    "a picture": _picture,
-    "baskets": _baskets,
-    "primes": _primes,
+    "an automaton": _automaton,
+    "remainders": _remainders,
+    "things": _things,
+    "chirps": _chirps,
+    "lines": _lines,
+    "morse": _morse,
+    "pendulums": _pendulums,
+    "visits": _visits,
+    "spread": _spread,
+    "plain digits": _plain_digits,
+    "noisy waves": _noisy_waves,
+    "moves": _moves,
+    "hues": _hues,
+    "a cipher": _cipher,
 }
-REGRESSION |= {"blurred digits", "outliers", "houses", "cars", "a picture"}
+REGRESSION |= {"chirps", "pendulums", "noisy waves"}
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-class UNet(nn.Module):
-    """Down by two, up again, and what was seen before beside it."""
+class Ring(nn.Module):
+    """Convolutions round a ring, two answers for each cell."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.down = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1), nn.SiLU())
-        self.low = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU(), nn.ConvTranspose2d(2 * width, width, 2, 2), nn.SiLU()
-        )
-        self.out = nn.Conv2d(2 * width, 1, 3, 1, 1)
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((1, width), (width, width), (width, width)):
+            layers += [nn.Conv1d(inputs, outputs, 3, padding=1, padding_mode="circular"), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Conv1d(width, 2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.down(x.view(-1, 1, 8, 8))
-        return self.out(torch.cat([seen, self.low(seen)], 1)).flatten(1)
+        return self.body(x[:, None])
 
 
-class Sine(nn.Module):
-    """The sine of what comes in."""
+class Pair(nn.Module):
+    """Two numbers as vectors, and a network on both."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
-
-
-class Views(nn.Module):
-    """Both views through one network, and how alike each is to each."""
-
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 24))
+        self.first, self.second = nn.Embedding(23, width), nn.Embedding(23, width)
+        self.body = nn.Sequential(nn.Linear(width, 96), nn.ReLU(), nn.Linear(96, 23))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = (normalize(self.body(view), dim=1) for view in x.split(64, 1))
-        return 8 * first @ second.T
+        return self.body(self.first(x[:, 0]) + self.second(x[:, 1]))
 
 
-def partners(output: Tensor, y: Tensor) -> Tensor:
-    """Each row's own column is the answer, in both directions."""
-    own = torch.arange(len(output))
-    return (cross_entropy(output, own) + cross_entropy(output.T, own)) / 2
-
-
-class Basket(nn.Module):
-    """The mean of what was bought, and a score for each thing."""
-
-    def __init__(self, width: int = 32, norm: bool = False) -> None:
-        super().__init__()
-        self.things = nn.EmbeddingBag(60, width)
-        self.body = nn.Sequential(
-            nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 60)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.things(x))
-
-
-class Encoder(nn.Module):
-    """Blocks of attention over places of a path, the mean of what comes out."""
+class Lines(nn.Module):
+    """Characters as vectors, convolutions along them, the largest of what comes out."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        self.embed, self.places = nn.Linear(8, width), nn.Parameter(0.1 * torch.randn(10, width))
-        self.body = nn.Sequential(Attention(width, 4, False), Attention(width, 4, False))
-        self.head = nn.Linear(width, 4)
+        self.embed = nn.Embedding(128, width)
+        self.body = nn.Sequential(nn.Conv1d(width, 32, 5), nn.ReLU())
+        self.head = nn.Linear(32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(x.view(len(x), 10, 8)) + self.places).mean(1))
+        return self.head(self.body(self.embed(x).transpose(1, 2)).amax(2))
 
 
-def siren(width: int = 64) -> nn.Module:
-    """Sines of sines, the first of high frequency."""
-    model = nn.Sequential(nn.Linear(2, width), Sine(), nn.Linear(width, width), Sine(), nn.Linear(width, 1))
-    with torch.no_grad():
-        model[0].weight.mul_(12.0)  # type: ignore[operator]
-        model[2].weight.mul_(math.sqrt(6.0))  # type: ignore[operator]
-    return model
+class Samples(nn.Module):
+    """A recurrent network over single samples, four at a time."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.body, self.head = nn.LSTM(4, width, batch_first=True), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.view(len(x), 10, 4))[0][:, -1])
+
+
+class Cleaner(nn.Module):
+    """What is to be taken off a wave: residual convolutions with BatchNorm."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(1, width, 5, padding=2), nn.Conv1d(width, 1, 5, padding=2)
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Conv1d(width, width, 5, padding=2)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x[:, None])
+        for block in self.body:
+            h = h + block(h)
+        return x - self.last(h)[:, 0]
+
+
+class Variational(nn.Module):
+    """An autoencoder whose code is drawn: what comes out, and mean and log variance of the code."""
+
+    def __init__(self, code: int = 8) -> None:
+        super().__init__()
+        self.into = nn.Sequential(nn.Linear(64, 64), nn.ELU(), nn.Linear(64, 2 * code))
+        self.out = nn.Sequential(nn.Linear(code, 64), nn.ELU(), nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, log = self.into(x).chunk(2, 1)
+        drawn = mean + torch.randn_like(mean) * (log / 2).exp()
+        return torch.cat([x, self.out(drawn), mean, log], 1)
+
+
+def evidence_bound(output: Tensor, y: Tensor) -> Tensor:
+    """What is missed of the image, and how far the code is from normal."""
+    x, again, mean, log = output.split([64, 64, 8, 8], 1)
+    return 64 * mse_loss(again, x) + 0.1 * (mean.square() + log.exp() - log - 1).sum(1).mean() / 2
+
+
+def pinball(output: Tensor, y: Tensor) -> Tensor:
+    """Three quantiles at once."""
+    share = torch.tensor([0.1, 0.5, 0.9])
+    return torch.maximum(share * (y - output), (share - 1) * (y - output)).mean()
 
 
 HELD_OUT = [
-    Task("lstm", "adamw", partial(Recurrent, nn.LSTM, 48), "brackets", 32, 300),
-    Task("gpt", "momentum", partial(Gpt, 32, 2), "brackets", 64, 300),
-    Task("gpt", "adamw", partial(Gpt, 40, 2, 4, 12), "sums", 64, 300),
-    Task("gpt", "adam .95 .95", partial(Gpt, 32, 1, 4, 16), "sorting", 32, 400),
-    Task("gru", "adamw", partial(Recurrent, nn.GRU, 64), "sorting", 16, 300),
-    Task("mixer", "adamw", partial(Mixer, 16, 4, 24), "textures", 64, 300),
-    Task("cnn bn", "nesterov", partial(cnn, "batch", 16, 8), "textures", 128, 250),
-    Task("cnn gn", "rmsprop", partial(cnn, "group", 16, 8), "textures", 32, 300),
-    Task("u-net", "adamw", UNet, "blurred digits", 32, 400),
-    Task("autoencoder relu 64-20-64", "momentum .8", W(64, 96, 20, 96, 64), "blurred digits", 512),
-    Task("relu 64 x 2", "sgd", W(80, 64, 64, 4), "orbits", 64),
-    Task("encoder", "adamw", Encoder, "orbits", 32, 300),
-    Task("residual 12 ln tanh", "momentum", partial(residual, 80, 24, 12, 4, nn.Tanh, True), "orbits", 64, 300),
-    Task("relu 64 x 2", "momentum", W(6, 64, 64, 1), "outliers", 512),
-    Task("gelu 64 x 2 huber", "adamw", W(6, 64, 64, 1, act=nn.GELU), "outliers", 16, criterion=huber_loss),
-    Task("relu 64 x 2", "adam .8", W(13, 64, 64, 1), "houses", 16, 600),
-    Task("tanh 32 x 2", "sgd", W(7, 32, 32, 1, act=nn.Tanh), "cars", 32),
-    Task("relu 64 x 2 of several labels", "adamw", W(30, 64, 64, 7), "tags", 128, criterion=binary_cross_entropy_with_logits),
-    Task("views contrasted", "adam", Views, "views", 128, criterion=partners),
-    Task("sines 64 x 2", "adam", siren, "a picture", 512),
-    Task("basket", "adamw", Basket, "baskets", 64),
-    Task("relu 96 x 3 smoothed", "adamw", W(72, 96, 96, 96, 5), "primes", 64, smoothing=0.1),
+    Task("ring cnn", "adamw", Ring, "an automaton", 32, 300),
+    Task("pair", "adamw", Pair, "remainders", 128),
+    Task("cnn", "momentum", partial(cnn, "", 12, 8), "things", 64, 300),
+    Task("cnn gn silu", "adam .95 .95", partial(cnn, "group", 12, 8, nn.SiLU), "things", 32, 300),
+    Task("tanh 64 x 2", "adam", W(64, 64, 64, 2, act=nn.Tanh), "chirps", 64),
+    Task("lines", "adamw", Lines, "lines", 64, 300),
+    Task("lstm by fours", "adamw", Samples, "morse", 32, 300),
+    Task("silu 64 x 2", "nesterov", W(4, 64, 64, 3, act=nn.SiLU), "pendulums", 256),
+    Task("relu 64 x 2 poisson", "adamw", W(8, 64, 64, 1), "visits", 64, criterion=partial(poisson_nll_loss, full=True)),
+    Task("gelu 64 x 2 quantiles", "adam", W(5, 64, 64, 3, act=nn.GELU), "spread", 64, criterion=pinball),
+    Task("relu 64 x 2 margins", "sgd", W(64, 64, 64, 10), "plain digits", 64, criterion=multi_margin_loss),
+    Task("cleaner bn", "momentum", Cleaner, "noisy waves", 32, 300),
+    Task("relu 96 x 2", "adam .5", W(128, 96, 96, 5), "moves", 64),
+    Task("tanh 32 x 2", "sgd", W(3, 32, 32, 7, act=nn.Tanh), "hues", 16),
+    Task("gpt", "adamw", partial(Gpt, 32, 1, 4, 20), "a cipher", 16, 300),
+    Task("variational elu 64", "adamw", Variational, "plain digits", 64, criterion=evidence_bound),
 ]  # fmt: skip
 """Seven rates each; nothing was changed after they had run."""

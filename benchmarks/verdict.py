@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _verdict_further_tasks import FURTHER
 from _verdict_held_out import HELD_OUT
 from _verdict_more_tasks import MORE
 from _verdict_tasks import FIT, RULES, Task, batches
@@ -47,6 +48,7 @@ from topoopt.verdict.evidence import median
 
 RESULTS = Path(__file__).parent / "results" / "verdict_runs.json"
 EVERY, UNTIL, PRODUCTS = 5, 100, TopoConfig().reading_products
+FITTED = [*FIT, *MORE, *FURTHER]
 WARMING = 10
 """Steps of a preconditioned rule that are read as warming up."""
 COLUMNS = ("r", "loss", "baseline", "silent", "grad_norm", "weight_norm", "update_ratio")
@@ -101,7 +103,7 @@ def run(path: Path, only: str = "") -> None:
     """Train every task at every rate and write the readings down, where that has not been done with today's readings."""
     known = {"fit": {}, "held out": {}} | (json.loads(path.read_text()) if path.exists() else {})
     began = time.perf_counter()
-    for part, tasks in (("fit", [*FIT, *MORE]), ("held out", HELD_OUT)):
+    for part, tasks in (("fit", FITTED), ("held out", HELD_OUT)):
         for task in tasks:
             if only not in task.key or known[part].get(task.key, {}).get("products") == PRODUCTS:
                 continue
@@ -248,19 +250,21 @@ def line(name: str, answer: Callable[[Run], str], runs: list[Run]) -> str:
 
 
 FAMILIES = {
-    "digits": ("digits", "digits, 20 % relabelled", "digits again", "noisy digits", "sums of digits"),
+    "digits": ("digits", "digits, 20 % relabelled", "digits again", "noisy digits", "sums of digits", "blurred digits", "views"),
     "mnist": ("mnist", "mnist, 30 % relabelled", "large mnist", "rotations"),
     "regression": (
         "teacher", "noisy teacher", "diabetes", "waves", "friedman", "swiss roll", "robot arm", "motion", "ratings",
+        "outliers", "houses", "cars",
     ),
-    "tables": ("cancer", "wine", "made classes", "drawn classes", "quadrics", "circuits", "iris"),
+    "tables": ("cancer", "wine", "made classes", "drawn classes", "quadrics", "circuits", "iris", "tags", "primes"),
     "plane": ("spirals", "moons"),
     "signals": ("tones", "gratings", "heartbeats"),
     "texts": (
         "text", "other text", "prose", "counting", "text of numbers", "text of averages", "copies", "reversals",
+        "brackets", "sums", "sorting",
     ),
-    "photographs": ("pixels", "patches"),
-    "graphs and sets": ("graphs", "point sets"),
+    "photographs": ("pixels", "patches", "textures", "a picture"),
+    "graphs and sets": ("graphs", "point sets", "baskets", "orbits"),
 }  # fmt: skip
 """Kinds of the fitted data: the constants are fitted without one kind, and tested on it."""
 GRID = {
@@ -287,7 +291,7 @@ def _answers(runs: list[Run]) -> Iterator[list[str]]:
 
 def kinds(path: Path) -> None:
     """Fit the constants without one kind of data, judge that kind, in turn; print the share of correct answers."""
-    data = {task.key: task.data for task in (*FIT, *MORE)}
+    data = {task.key: task.data for task in FITTED}
     kind_of = {name: kind for kind, names in FAMILIES.items() for name in names}
     runs = runs_of(json.loads(path.read_text())["fit"])
     kind = [kind_of[data[run.task]] for run in runs]

@@ -23,7 +23,7 @@ def test_the_promise_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         runs = verdict.runs_of(known["held out"])
         answers = [verdict.ours(run) for run in runs]
     finally:
-        for name in ("verdict", "_verdict_tasks", "_verdict_more_tasks", "_verdict_held_out"):
+        for name in ("verdict", "_verdict_tasks", "_verdict_more_tasks", "_verdict_further_tasks", "_verdict_held_out"):
             sys.modules.pop(name, None)
     assert len(runs) >= 100
     low, high = next(bounds for words, bounds in PROMISES.items() if words in RELIABILITY)
