@@ -268,7 +268,7 @@ FAMILIES = {
 }  # fmt: skip
 """Kinds of the fitted data: the constants are fitted without one kind, and tested on it."""
 GRID = {
-    "LOW": (0.35, 0.4, 0.45), "LOW_LEFT": (0.7, 0.8, 0.9), "LOW_GRADIENT": (0.3, 0.4, 0.6),
+    "LOW": (0.25, 0.3, 0.35), "LOW_BATCH": (0.5, 0.6, 0.7), "LOW_GRADIENT": (0.4, 0.5, 0.6),
     "STRAIN": (4.5, 5.5, 7.0), "HIGH": (8.0, 12.0, 20.0),
 }  # fmt: skip
 """Constants of the rule that are fitted anew without each kind, and their values."""

@@ -139,9 +139,15 @@ class Evidence:
 
     @property
     def left(self) -> float:
-        """Share of its loss that the run kept over the window; NaN where that is not known, or a likelihood."""
+        """Share of its loss that the run kept over the window; NaN where that is not known, or a likelihood.
+
+        What lies above the loss of a constant prediction does not count: any rate takes that away.
+        """
         first, last = self.thirds()
-        return last / first if first > 0 and last > 0 else math.nan
+        if not (first > 0 and last > 0):
+            return math.nan
+        most = self.baseline if self.baseline > 0 else math.inf
+        return min(last, most) / min(first, most)
 
     @property
     def gradient_trend(self) -> float:
