@@ -32,12 +32,12 @@ LOW, LOW_BATCH, LOW_GRADIENT = 0.3, 0.6, 0.5
 `left` is the share of its loss that a run keeps over the window (last third against first), the trend that of the gradient's
 length. A loss that falls far has room for a larger rate; in small batches noise takes it away; a gradient that has begun to
 shrink says that the run is on its way to the end, one that still grows that it is only leaving its start. Each set of data
-counts alike in the fit: most are of few runs, and among them are those whose loss has a floor. LOW is flat from 0.25 to 0.4;
+counts alike in the fit: most are of few runs, and among them are those whose loss has a floor. LOW is flat from 0.25 to 0.35;
 smaller ones call more runs right that end far off.
 """
 MOST = 2.5
 """Largest lower threshold: a loss that falls all at once within the window, as of deep networks that leave a plateau, says
-little of the rate. Flat from 2 to 4."""
+little of the rate. Flat from 2 up, where larger ones send more runs too far."""
 SMALLEST_LEFT, TRENDS, TYPICAL_BATCH = 0.02, (0.15, 7.0), 64
 """Bounds of `left` and of the gradient's trend; the batch that is assumed where its size is not known. Both count as 1 where
 they are not known."""
