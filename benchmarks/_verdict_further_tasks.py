@@ -79,7 +79,7 @@ def _textures() -> tuple[Tensor, Tensor]:
 
 def _blurred() -> tuple[Tensor, Tensor]:
     """Digits that were blurred, with noise, and as they were."""
-    whole = torch.tensor(load_digits().images / 16.0, dtype=torch.float32)[:, None]
+    whole = torch.tensor(load_digits(return_X_y=True)[0] / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)
     blurred = avg_pool2d(pad(whole, (1, 1, 1, 1)), 3, 1)
     noise = 0.05 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(45))
     return (blurred + noise).flatten(1), 2 * whole.flatten(1)
@@ -127,7 +127,7 @@ def _tags() -> tuple[Tensor, Tensor]:
 
 def _views() -> tuple[Tensor, Tensor]:
     """Each digit seen twice, with parts hidden; the target is not used: each view's partner is the answer."""
-    whole = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)
+    whole = torch.tensor(load_digits(return_X_y=True)[0] / 16.0, dtype=torch.float32)
     hidden = torch.rand(2, *whole.shape, generator=torch.Generator().manual_seed(49)) < 0.3
     return torch.cat([whole.masked_fill(h, 0.0) for h in hidden], 1), torch.zeros(len(whole), dtype=torch.long)
 

@@ -178,7 +178,7 @@ def readings_of(run: dict[str, Any], task: dict[str, Any]) -> list[SpectralReadi
     columns = [v if isinstance(v, list) else [v] * count for v in (run["columns"][name] for name in COLUMNS)]
     averages = "ad" in run["rule"] or "rms" in run["rule"]
     for i, values in enumerate(zip(*columns)):
-        seen = {name: math.nan if value is None else value for name, value in zip(COLUMNS, values)}
+        seen: dict[str, Any] = {name: math.nan if value is None else value for name, value in zip(COLUMNS, values)}
         readings.append(
             SpectralReading(
                 step=i * EVERY, edge=run["edge"], lr=(run["lr"],), rule=run["rule"], normalized=run["normalized"],
