@@ -166,8 +166,8 @@ def test_three_products_for_a_step_and_one_for_each_distinct_window(monkeypatch)
     from topoopt.geometry import cloud as module
 
     rows = []
-    product = module.minus_twice_product
-    monkeypatch.setattr(module, "minus_twice_product", lambda s, a, b: (rows.append(len(a)), product(s, a, b))[1])
+    product = module.minus_twice_product_
+    monkeypatch.setattr(module, "minus_twice_product_", lambda s, a, b: (rows.append(len(a)), product(s, a, b))[1])
     x, y, older = cloud(40, 5), cloud(40, 5, seed=1), cloud(40, 5, seed=2)
     for windows, products in (
         ({}, 3),

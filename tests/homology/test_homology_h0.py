@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import cut_tree, is_valid_linkage, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry import distances
+from topoopt.geometry import Cloud, distances
 from topoopt.geometry.tree import minimum_spanning_tree
 from topoopt.homology import spanning_tree
 from topoopt.homology.merge_tree import last_merges, merge_tree
@@ -214,3 +214,17 @@ def test_on_the_gpu():
     tree = spanning_tree(matrix.to(device))
     assert tree.edges.device == device
     assert torch.equal(tree.deaths.cpu(), spanning_tree(matrix).deaths)
+
+
+@pytest.mark.usefixtures("rounds")
+@pytest.mark.parametrize("n", [2, 33, 700])
+def test_the_tree_of_the_squares_is_that_of_the_distances(n: int):
+    """A cloud's tree is the same whether its distances were asked for before or not; a third of the points have a near twin."""
+    points = cloud(n, 7)
+    points[: n // 3] = points[n // 3 : 2 * (n // 3)] * (1 + 1e-5)
+    alone, after = Cloud(points), Cloud(points)
+    assert after.distances.shape == (n, n)
+    assert torch.equal(alone.tree.deaths, after.tree.deaths)
+    assert torch.equal(alone.tree.nearest, after.tree.nearest)
+    assert_spans(alone.tree.edges, n)
+    np.testing.assert_allclose(alone.tree.deaths, prim(after.distances.double().numpy()), rtol=1e-5)

@@ -23,12 +23,12 @@ def lowered(device: torch.device) -> bool:
     return (on_cpu if device.type == "cpu" else torch.backends.cuda.matmul).fp32_precision in LOWERED
 
 
-def minus_twice_product(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`sums - 2 a b^T` in the full precision of its arguments: (n, m), (n, d), (m, d) -> (n, m)."""
+def minus_twice_product_(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Take 2 a b^T off `sums` in place, in the full precision of the arguments: (n, m), (n, d), (m, d) -> (n, m)."""
     with torch.autocast(a.device.type, enabled=False):
         if a.dtype is torch.float64 or not lowered(a.device):
-            return torch.addmm(sums, a, b.T, alpha=-2)
+            return sums.addmm_(a, b.T, alpha=-2)
         found = sums.double()
         for x, y in zip(a.split(STRETCH, dim=1), b.split(STRETCH, dim=1)):
             found.addmm_(x.double(), y.double().T, alpha=-2)
-        return found.to(sums.dtype)
+        return sums.copy_(found)

@@ -37,7 +37,7 @@ def participation(cloud: Cloud) -> Tensor:
     """Effective rank of a cloud by one Gram product, on its device: 0-dim."""
     seen = Participation(cloud.norms)
     for rows in cloud.strips():
-        seen.see(rows, cloud.gram_squares(rows)[0])
+        seen.see(rows, cloud.gram_squares(rows))
     return seen.value
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topoopt.errors import MeasurementError
-from topoopt.geometry.cloud import Cloud, centred_and_scaled, gram_squares
+from topoopt.geometry.cloud import Cloud, centred_and_scaled, gram_squares, sums_of
 from topoopt.geometry.extremes import Extremes, LeftOut, Pairs
 from topoopt.geometry.near import PER_ROW, NearPairs, cancels
 
@@ -81,13 +81,13 @@ class Step:
     def _squares(self, rows: slice) -> tuple[Tensor, ...]:
         """Of a strip: |u|^2, |v|^2, <u, v>, |w|^2 from the Gram matrices and made right, and where the near pairs are."""
         a, b, nx, near = self._a, self._b, self.before.norms, self._near
-        u2, sums = self.before.gram_squares(rows)
-        v2, _ = gram_squares(self._d, self._nd, rows)
-        inner, _ = gram_squares(self._mixture, self._nm, rows)
+        u2 = self.before.gram_squares(rows)
+        v2 = gram_squares(self._d, self._nd, rows)
+        inner = gram_squares(self._mixture, self._nm, rows)
         inner.sub_(u2).sub_(v2).div_(2)
         gram_w2 = torch.addcmul(a * a * u2, inner, 2 * a * b).addcmul_(v2, b * b)
         own = (a + b) * (a * nx + b * self._nd)  # what w's rounding is measured against
-        close_before, close_after = cancels(u2, sums), cancels(gram_w2, own[rows, None] + own[None, rows.start :])
+        close_before, close_after = cancels(u2, sums_of(nx, rows)), cancels(gram_w2, sums_of(own, rows))
         i, j = near.of(close_before | close_after)
         w2 = gram_w2.clone()
         if near.counts and len(i) > PER_ROW * (rows.stop - rows.start) and close_after.sum() > 2 * close_before.sum():

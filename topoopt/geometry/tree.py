@@ -2,8 +2,8 @@
 
 Its edge lengths are the deaths of H0. A round lets every component choose its shortest edge out, merges what chose each
 other, and keeps of the matrix only the smallest entry between components: about log2(n) rounds, each on a matrix at least
-four times smaller. Ties are broken by the lowest index, which cannot close a cycle: in a cycle of equal edges each vertex
-would have to prefer its next neighbour to the one before.
+four times smaller. Ties are broken by one order of the vertices, the same for all of a round, which cannot close a cycle: in
+a cycle of equal edges each vertex would have to prefer its next neighbour to the one before.
 
 A round at least halves the components. So where a read by the host would stop a device's queue, each round gives room to
 half as many as the one before, ceil(log2 n) rounds are queued, and nothing is read; rows that no component fills are
@@ -23,8 +23,8 @@ from topoopt.device import reading_is_free
 
 BLOCK = 1 << 18
 """Numbers copied at once when the first round looks for minima: 1 MiB of float32, which stay in a cache."""
-PANEL = 64
-"""Columns that are reduced to their minimum before a place is looked for: a minimum is ten times cheaper than its place."""
+LANES = 32
+"""What columns are dealt into comes in multiples of this: a vector processor takes the minimum of so many at once."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,33 @@ def minimum_spanning_tree(distances: Tensor) -> SpanningTree:
 
 
 def _nearest(matrix: Tensor, *, zero_diagonal: bool) -> tuple[Tensor, Tensor]:
-    """Index and distance of every row's nearest other; the lowest index among equals."""
+    """Index and distance of every row's nearest other; among equals the first of one order that all rows have."""
     m = matrix.shape[0]
     if not zero_diagonal:
         nearest = matrix.argmin(dim=1)
         return nearest, matrix.gather(1, nearest[:, None])[:, 0]
-    step, wide, parts = max(1, BLOCK // m), -(-m // PANEL) * PANEL, []
+    lanes = LANES * math.ceil(m**0.5 / LANES)
+    step, parts = min(max(1, BLOCK // m), m), []
+    space = matrix.new_full((step, lanes * math.ceil(m / lanes)), math.inf)
     for start in range(0, m, step):
-        block = matrix.new_full((min(step, m - start), wide), math.inf)
+        block = space[: m - start]
         block[:, :m] = matrix[start : start + step]
         block.diagonal(start).fill_(math.inf)
-        parts.append(_lowest(block))
+        parts.append(_lowest(block, lanes))
     nearest = torch.cat(parts)
     return nearest, matrix.gather(1, nearest[:, None])[:, 0]
 
 
-def _lowest(block: Tensor) -> Tensor:
-    """Column of each row's smallest entry, the lowest among equals: first the panel, then the place in it."""
-    panels = block.view(len(block), -1, PANEL)
-    panel = panels.amin(dim=2).argmin(dim=1)
-    inside = panels[torch.arange(len(block), device=block.device), panel].argmin(dim=1)
-    return panel * PANEL + inside
+def _lowest(block: Tensor, lanes: int) -> Tensor:
+    """Column of each row's smallest entry; among equals the one in the first lane, then the first in it.
+
+    Columns are dealt into lanes like cards: the minimum of every lane is ten times cheaper than a place, which is then looked
+    for among the lanes, and in one of them.
+    """
+    dealt = block.view(len(block), -1, lanes)
+    lane = dealt.amin(dim=1).argmin(dim=1)
+    inside = dealt.gather(2, lane[:, None, None].expand(-1, dealt.shape[1], 1)).argmin(dim=1)
+    return inside[:, 0] * lanes + lane
 
 
 def _merge(nearest: Tensor, length: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
