@@ -74,11 +74,18 @@ WHY: dict[tuple[str, str], str] = {
     ): "it counts what is there, and takes no product; in a short run most of topoopt's readings are on credit",
     ("monitoring", "topological-adam"): "it finds out nothing beside its own state",
     ("monitoring", "topoadamw"): "it keeps two random directions and no more",
+    (
+        "monitoring",
+        "Cockpit, economy",
+    ): "its quantities are of gradients that are there, and take no product with the Hessian",
+    ("monitoring", "Cockpit, full"): "it iterates to the end, at the price beside it",
     ("discovery", "Torch-Pruning"): "it follows the graph of one backward pass, and verifies nothing",
     ("h0", "scipy linkage"): "it never holds all distances at once",
+    ("h0", "redzed-tda"): "it is given topoopt's distances and copies less of them",
     ("h1", "redzed-tda"): "it is what topoopt calls, without the check of the distances and the copy into a result",
     ("h1", "gudhi"): "fewer copies of the distances; it is slower",
     ("h1", "giotto-ph"): "fewer copies of the distances; it is slower",
+    ("bottleneck", "hera in gudhi, exact"): "a geometric search in compiled code, in place of all pairs",
     (
         "bottleneck",
         "gudhi (CGAL, GPL)",

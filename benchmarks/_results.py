@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +43,10 @@ class Value:
     def of(cls, values: Iterable[float]) -> Value:
         found = [float(value) for value in values]
         return cls(statistics.median(found), min(found), max(found), len(found))
+
+    def over(self, other: Value) -> Value:
+        """In units of another's median."""
+        return replace(self, **{name: getattr(self, name) / other.median for name in ("median", "low", "high")})
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class Row:
     words: dict[str, str] = field(default_factory=dict)
     failed: str = ""
     """Why there is no number: the error as it was seen."""
+    date: str = ""
+    """When it was measured, UTC."""
+    code: str = ""
+    """The source of topoopt that ran, see `code`."""
 
     @property
     def ours(self) -> bool:
@@ -140,6 +152,16 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+@functools.cache
+def code() -> str:
+    """A few characters that change with topoopt's source, the one that runs."""
+    found = importlib.util.find_spec(OURS)
+    assert found is not None
+    assert found.origin is not None
+    sources = sorted(Path(found.origin).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:10]
+
+
 def load(path: Path) -> Results:
     """Read what `save` wrote."""
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -190,16 +212,26 @@ def merged(old: Results, new: Results) -> Results:
             continue
         now = fresh.pop(table.key)
         rows = {(row.case, row.tool): row for row in table.rows} | {(row.case, row.tool): row for row in now.rows}
-        tables.append(replace(now, rows=tuple(rows.values())))
+        tables.append(replace(now, rows=tuple(sorted(rows.values(), key=_size))))
     return replace(new, tables=(*tables, *fresh.values()))
+
+
+def _size(row: Row) -> int:
+    """Cases that are sizes ascend; all others stay where they are."""
+    size = re.match(r"n = ([\d,]+)", row.case)
+    return int(size[1].replace(",", "")) if size else 0
 
 
 def results(script: str, arguments: Sequence[str], tables: Iterable[Table], packages: Sequence[str]) -> Results:
     """Results of a script, of now and of this machine."""
     command = " ".join(["python", f"benchmarks/{Path(script).name}", *arguments])
-    today = datetime.date.today().isoformat()
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")[:16]
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
-    return Results(Path(script).stem, command, machine(), today, versions(*packages), tuple(tables), load=load)
+    dated = (
+        replace(table, rows=tuple(row if row.date else replace(row, date=now, code=code()) for row in table.rows))
+        for table in tables
+    )
+    return Results(Path(script).stem, command, machine(), now[:10], versions(*packages), tuple(dated), load=load)
 
 
 # -- the check --------------------------------------------------------------------------------------------------------
@@ -207,7 +239,7 @@ def results(script: str, arguments: Sequence[str], tables: Iterable[Table], pack
 
 def compare(committed: Results, now: Results) -> list[str]:
     """What of topoopt's own is worse than committed by more than its column allows; cases not measured anew are left out."""
-    worse = []
+    worse, seen = [], 0
     for table in now.tables:
         known = {old.key: old for old in committed.tables}.get(table.key)
         before = {} if known is None else {(row.case, row.tool): row for row in known.rows}
@@ -215,11 +247,12 @@ def compare(committed: Results, now: Results) -> list[str]:
             old = before.get((row.case, row.tool))
             if not row.ours or old is None or old.failed:
                 continue
+            seen += 1
             where = f"{committed.benchmark}, {table.title}, {row.case}, {row.tool}"
             if row.failed:
                 worse.append(f"{where}: {row.failed}")
             worse += [f"{where}: {line}" for column in table.columns for line in _moved(column, old, row)]
-    return worse
+    return worse if seen else [f"{committed.benchmark}: no row of topoopt's is among those committed"]
 
 
 def _moved(column: Column, old: Row, new: Row) -> list[str]:

@@ -77,7 +77,8 @@ def page(found: dict[str, Results]) -> str:
         lines += [
             f"## {result.benchmark}",
             "",
-            f"`{result.command}`, {result.date}, {result.threads} thread; {result.machine}.",
+            f"`{result.command}`, {result.date}, {result.threads} thread; {result.machine}; at its end {result.load:g} processes "
+            f"wanted the machine.{measured(result)}",
         ]
         lines += [", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".", ""]
         explained = ""
@@ -91,6 +92,12 @@ def page(found: dict[str, Results]) -> str:
             for case in table.cases:
                 lines += [*markdown(table, case), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def measured(result: Results) -> str:
+    """From when to when its rows were measured, where that is known."""
+    dates = sorted(row.date for table in result.tables for row in table.rows if row.date)
+    return f" Rows are of {dates[0]} to {dates[-1]} UTC." if dates else ""
 
 
 def picture(table: Table) -> str:

@@ -4,6 +4,9 @@
     python benchmarks/bench.py --full     # all of them
     python benchmarks/bench.py --check    # the small sizes, beside what is committed: fails where topoopt's own ratios got worse
 
+In pieces: `--only monitoring curvature_peers` runs these alone, and everything that is not known here is passed on to them, as
+`--models minilm`, `--fill` (only rows that are missing, or topoopt's of another source) or `--since 2026-11-25T20:40`.
+
 Each benchmark has a process of its own, on one thread; on Linux `taskset` may keep it to one core.
 """
 
@@ -22,8 +25,21 @@ import _tables
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("geometry_distances", "homology_lazy", "persistence", "curvature_peers", "discovery_peers", "monitoring")
-OURS = {"monitoring": ("--tools", "topoopt, defaults", "topoopt, r", "topoopt, everything")}
-"""Arguments that leave out the peers' rows, which are not compared."""
+OURS = {
+    "monitoring": ("--tools", "topoopt, defaults", "topoopt, r", "topoopt, everything"),
+    "curvature_peers": ("--tools", "topoopt"),
+    "discovery_peers": ("--tools", "topoopt"),
+    "persistence": (
+        "--tools",
+        "topoopt",
+        "X X^T",
+        "a step",
+        "a step, two windows",
+        "ripser.py",
+        "hera in gudhi, exact",
+    ),
+}
+"""Arguments that leave out peers which are neither compared nor what a ratio is to."""
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -36,13 +52,13 @@ def run(script: str, *arguments: str) -> None:
     print(f"== {script}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def check(scripts: list[str]) -> list[str]:
+def check(scripts: list[str], more: list[str]) -> list[str]:
     """What got worse, in words."""
     worse: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for script in scripts:
             now = Path(folder) / f"{script}.json"
-            run(script, "--output", str(now), *OURS.get(script, ()))
+            run(script, "--output", str(now), *OURS.get(script, ()), *more)
             worse += _results.compare(_results.load(_results.RESULTS / f"{script}.json"), _results.load(now))
     return worse
 
@@ -52,13 +68,13 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     if given.check:
-        worse = check(given.only)
+        worse = check(given.only, more)
         print("\n".join(worse) or "no ratio of topoopt's is worse than committed by more than its tolerance")
         return 1 if worse else 0
     for script in given.only:
-        run(script, *(["--full"] if given.full else []))
+        run(script, *(["--full"] if given.full else []), *more)
     _tables.write_results()
     _tables.write_readme()
     return 0

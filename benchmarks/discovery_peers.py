@@ -1,6 +1,6 @@
 """Which units of a model are interchangeable: topoopt beside Torch-Pruning's dependency graph.
 
-    python benchmarks/discovery_peers.py [--full] [--only zoo torchvision timm] [--output FILE]
+    python benchmarks/discovery_peers.py [--full] [--sets zoo torchvision timm] [--tools TOOL ...] [--fill] ...
 
 Models have random weights and small inputs: the zoo of this project's tests, and classifiers of torchvision and timm. Each group
 found is permuted in the model itself, weights random, in float64. A model counts as right where it has groups and each leaves the
@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 import torch
+from _kept import kept, parser_of
 from _results import Column, Row, Table, Value, results, save
 from _torchvision import torchvision
 from torch import Tensor, nn
@@ -242,27 +243,35 @@ COLUMNS = (
 )
 
 
-def rows_of(key: str, case: str, names: list[str]) -> list[Row]:
-    """Both tools on the models of a set."""
-    said: dict[str, dict[str, dict[str, Any]]] = {}
-    for tool in TOOLS:
+PACKAGES = ("torch-pruning", "torchvision", "timm", "transformers")
+
+
+def asked(key: str, names: list[str], tools: list[str]) -> dict[str, dict[str, Any]]:
+    """What each tool makes of each model of a set."""
+    said: dict[str, dict[str, Any]] = {}
+    for tool in tools:
         server, said[tool] = Server(tool, key), {}
         for name in names:
             said[tool][name] = server.ask(name)
             print(f"{key:<12}{tool:<15}{name:<28}{said[tool][name]}", flush=True)
         server.close()
-    both = [name for name in names if all("seconds" in said[tool][name] for tool in TOOLS)]
+    return said
+
+
+def rows_of(case: str, said: dict[str, dict[str, Any]], names: list[str]) -> list[Row]:
+    """A row a tool, of some of the models that they were asked about."""
+    both = [name for name in names if all("seconds" in of[name] for of in said.values())]
     rows = []
-    for tool in TOOLS:
-        words = Counter(one["word"] for one in said[tool].values())
+    for tool, of in said.items():
+        words = Counter(of[name]["word"] for name in names)
         values = {word: Value.of([words[word]]) for word in WORDS}
         values |= {
             "models": Value.of([len(names)]),
-            "groups": Value.of([sum(r.get("groups", 0) for r in said[tool].values())]),
+            "groups": Value.of([sum(of[name].get("groups", 0) for name in names)]),
         }
         if both:
-            values["seconds a model"] = Value.of(said[tool][name]["seconds"] for name in both)
-        missed = {word: [n for n, r in said[tool].items() if r["word"] == word] for word in WORDS[1:]}
+            values["seconds a model"] = Value.of(of[name]["seconds"] for name in both)
+        missed = {word: [name for name in names if of[name]["word"] == word] for word in WORDS[1:]}
         rows.append(
             Row(case, tool, values, {"not right": "; ".join(f"{w}: {', '.join(n)}" for w, n in missed.items() if n)})
         )
@@ -270,29 +279,29 @@ def rows_of(key: str, case: str, names: list[str]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all models, not every so many-th")
-    parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--output", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve(*given.serve)
         return
-    for key in given.only:
+    explains, arguments = (__doc__ or "").split("\n\n", 2)[2].strip(), ["--full"] if given.full else []
+    there = kept(given, __file__, PACKAGES)
+    for key in given.sets:
         names = list(SETS[key]())
         if not names:
             print(f"{key}: not installed")
             continue
-        names = names if given.full else names[:: SMALL[key]]
-        case = f"{key}, all {len(names)}" if given.full else f"{key}, {len(names)} of them"
-        explains = (__doc__ or "").split("\n\n", 2)[2].strip()
-        table = Table("discovery", "Interchangeable units", explains, COLUMNS, tuple(rows_of(key, case, names)))
-        arguments = ["--full"] if given.full else []
-        save(
-            results(__file__, arguments, [table], ("torch-pruning", "torchvision", "timm", "transformers")),
-            given.output,
-        )
+        few = names[:: SMALL[key]]  # of a full run they are a case too, for the check to find
+        cases = {f"{key}, {len(few)} of them": few} | ({f"{key}, all {len(names)}": names} if given.full else {})
+        if all(there.has("discovery", case, given.tools) for case in cases):
+            continue
+        said = asked(key, names if given.full else few, given.tools)
+        rows = [row for case, of in cases.items() for row in rows_of(case, said, of)]
+        table = Table("discovery", "Interchangeable units", explains, COLUMNS, tuple(rows))
+        save(results(__file__, arguments, [table], PACKAGES), given.output)
 
 
 if __name__ == "__main__":

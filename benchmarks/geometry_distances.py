@@ -1,6 +1,6 @@
 """Distances: seconds beside the bare product X X^T, and how wrong near twins come out.
 
-    python benchmarks/geometry_distances.py [--n 2048] [--d 513] [--output FILE]
+    python benchmarks/geometry_distances.py [--n 2048] [--d 513] [--fill] [--since DATE] [--output FILE]
 
 Every library gets the same float32 points; half of them have a twin at the relative separation named. Medians of five
 runs on one thread, each beside its own X X^T; the error is the largest relative one over the pairs of twins, against float64.
@@ -10,13 +10,12 @@ clouds, one step apart.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from _kept import kept, parser_of
 from _results import Column, Row, Table, Value, results, save
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import pairwise_distances
@@ -65,17 +64,18 @@ COLUMNS = (
     Column("time over X X^T", "x", factor=1.8, slack=0.2),
     *(Column(f"error, twins at {s:.0e}", "x", factor=2.0, slack=1e-6) for s in SEPARATIONS),
 )
+PACKAGES = ("numpy", "scipy", "scikit-learn")
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = parser_of(__doc__)
     arguments.add_argument("--n", type=int, default=2048)
     arguments.add_argument("--d", type=int, default=513)
-    arguments.add_argument("--full", action="store_true", help="the same: there is one size")
-    arguments.add_argument("--output", type=Path)
     options = arguments.parse_args()
     torch.set_num_threads(1)
     n, d = options.n, options.d
+    if kept(options, __file__, PACKAGES).has("distances", f"n = {n:,}, d = {d:,}", list(LIBRARIES)):
+        return
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
     case, rows = f"n = {n:,}, d = {d:,}", []
     for name, find in LIBRARIES.items():
@@ -100,7 +100,7 @@ def main() -> None:
     table = Table(
         "distances", "Distances between neurons", (__doc__ or "").split("\n\n", 2)[2].strip(), COLUMNS, tuple(rows)
     )
-    save(results(__file__, [], [table], ("numpy", "scipy", "scikit-learn")), options.output)
+    save(results(__file__, [], [table], PACKAGES), options.output)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """Persistence, ours beside every library that is installed: seconds, peak memory, exactness; H0 from points and H0 + H1.
 
-    python benchmarks/persistence.py [--full] [--only h0 h1 bottleneck measure] [--output FILE]
+    python benchmarks/persistence.py [--full] [--tables h0 h1 births measure bottleneck] [--tools NAME ...] [--fill] ...
 
 Each call runs in a process of its own, on one thread; times are of the processor, so that other work on the machine does not
-count, medians of three with the least and the largest; memory is what the calls added to the process's peak. Difference is from
+count, medians with the least and the largest: of one call where it takes more than five seconds, of three where more than half of
+one, of nine below, after one that is not counted. Memory is what the calls added to the process's peak. Difference is from
 the first library of a table that gives an answer: the largest relative one of a sorted death (H0), whether the sorted H1 bars are
 the same, bit for bit in float32, or the distances of the diagrams.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import _limited
+from _kept import kept, parser_of
 from _results import Column, Row, Table, Value, results, save
 
 PROGRAM = """
@@ -29,18 +30,22 @@ X, M = np.load(sys.argv[1]), np.load(sys.argv[2]) if {matrix} else None
 def run(): return {call}
 def peak():  # not ru_maxrss, which begins at that of the process that started this one
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-before, times, found = peak(), [], None
-for _ in range({repeats}):
-    began = time.process_time(); found = run(); times.append(time.process_time() - began)
+def timed():
+    global found
+    began = time.process_time(); found = run(); return time.process_time() - began
+before, found = peak(), None
+times = [timed()]
+if times[0] < 0.5: times = [timed() for _ in range(9)]  # the first made the memory ready
+elif times[0] < 5: times += [timed() for _ in range(2)]
 answer = {answer}
 if answer is not None: np.save(sys.argv[3], np.asarray(answer, dtype=np.float64))
-print(json.dumps([statistics.median(times), min(times), max(times), peak() - before]))
+print(json.dumps([statistics.median(times), min(times), max(times), len(times), peak() - before]))
 """
 OURS = """
 import torch
 torch.set_num_threads(1)
 from topoopt.geometry import Cloud, collect, distances, measure
-from topoopt.homology import bottleneck, persistence
+from topoopt.homology import bottleneck, loop_births, persistence
 x, D = torch.from_numpy(X), None if M is None else torch.from_numpy(M)
 def noise(seed): return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 y, old = x + 1e-3 * noise(1), x + 1e-2 * noise(2)
@@ -125,6 +130,12 @@ else:  # drawn at random
     a = np.c_[born, born + draw.exponential(0.1, len(X))]
     b = np.sort(a + draw.normal(scale=0.01, size=a.shape), axis=1)
 """
+BIRTHS: dict[str, Rival] = {
+    "redzed-tda, H0 and H1": (
+        "redzed_tda", "import redzed_tda", "redzed_tda.rips(M, maxdim=1)", "np.sort(np.float32(found[1][:, 0]))"
+    ),
+    "topoopt, births": ("", OURS, "loop_births(D)", "found"),
+}  # fmt: skip
 BOTTLENECK: dict[str, Rival] = {
     "hera in gudhi, exact": (
         "gudhi",
@@ -140,39 +151,47 @@ TABLES: dict[str, tuple[str, dict[str, Rival]]] = {
     "h0": ("H0 from points", H0),
     "h1": ("H0 + H1 from distances", H1),
     "measure": ("All that is measured of a group, H1 aside", MEASURE),
+    "births": ("Births of H1 alone, from distances", BIRTHS),
     "bottleneck": ("Bottleneck distance of two diagrams", BOTTLENECK),
 }
-SIZES = {"h0": ((1024, 257),), "h1": ((512, 64),), "measure": ((1024, 257),), "bottleneck": ((300, 16),)}
+SIZES = {
+    "h0": ((1024, 257),),
+    "h1": ((512, 64),),
+    "measure": ((1024, 257),),
+    "births": ((1024, 64),),
+    "bottleneck": ((300, 16),),
+}
 FULL = {
     "h0": ((256, 64), (2048, 513), (4096, 1537)),
     "h1": ((256, 64), (1024, 64), (2048, 64)),
     "measure": ((256, 785), (2048, 513), (4096, 1537)),
+    "births": ((2048, 64),),
     "bottleneck": ((2768, 2),),
 }
-PATIENCE = 120
-"""Seconds after which a call is given up."""
+PATIENCE = 60
+"""Seconds of the processor that a library has for all calls of a size."""
 
 
-def measured(rival: Rival, x: Path, matrix: Path, repeats: int, answer_at: Path) -> dict[str, Any]:
+def measured(rival: Rival, x: Path, matrix: Path, answer_at: Path) -> dict[str, Any]:
     """Processor seconds (median, least, largest), MB and the answer of one call in a fresh process."""
     import numpy as np
 
     _, setup, call, answer = rival
     uses_matrix = any(
-        given in call for given in ("(M", "[M]", "=D)")
+        given in call for given in ("(M", "[M]", "=D)", "(D)")
     )  # loading it would be the peak of calls that do not
-    program = PROGRAM.format(setup=setup, call=call, answer=answer, repeats=repeats, matrix=uses_matrix)
+    program = PROGRAM.format(setup=setup, call=call, answer=answer, matrix=uses_matrix)
     answer_at.unlink(missing_ok=True)
     command = [sys.executable, "-W", "ignore", "-c", program, *map(str, (x, matrix, answer_at))]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no answer after {PATIENCE} s"}
+        done = _limited.run(command, PATIENCE)
+    except _limited.Overrun as error:
+        return {"failed": str(error)}
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
-    seconds, low, high, megabytes = json.loads(done.stdout.splitlines()[-1])
+        return {"failed": (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1][:300]}
+    *seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
     found = np.load(answer_at) if answer_at.exists() else None
-    return {"seconds": seconds, "least": low, "largest": high, "megabytes": megabytes, "answer": found}
+    return {"seconds": Value(*seconds), "megabytes": megabytes, "answer": found}
 
 
 def given(n: int, d: int, folder: Path) -> tuple[Path, Path]:
@@ -209,24 +228,27 @@ def named(key: str, n: int, d: int) -> str:
     return f"n = {n:,}, d = {d:,}"
 
 
-def rows_of(key: str, n: int, d: int, repeats: int, folder: Path) -> list[Row]:
+def rows_of(key: str, n: int, d: int, tools: list[str], folder: Path) -> list[Row]:
     """Every library on one size; ratios are to the first that answers."""
     rivals, rows, first, expected = TABLES[key][1], [], None, None
     x, matrix = given(n, d, folder)
     for name in sorted(rivals, key=lambda name: name == "topoopt") if key == "h0" else list(rivals):
+        if name not in tools:
+            continue
         if rivals[name][0] and importlib.util.find_spec(rivals[name][0]) is None:
             rows.append(Row(named(key, n, d), name, failed="not installed"))
             continue
-        found = measured(rivals[name], x, matrix, repeats, folder / "answer.npy")
+        found = measured(rivals[name], x, matrix, folder / "answer.npy")
         if "failed" in found:
             rows.append(Row(named(key, n, d), name, failed=found["failed"]))
         else:
             answer = found["answer"]
             expected = answer if expected is None else expected
-            first = found["seconds"] if first is None else first
+            took: Value = found["seconds"]
+            first = took if first is None else first
             values = {
-                "seconds": Value(found["seconds"], found["least"], found["largest"], repeats),
-                "times the first": Value.of([found["seconds"] / first]),
+                "seconds": took,
+                "times the first": took.over(first),
                 "memory": Value.of([found["megabytes"]]),
             }
             rows.append(Row(named(key, n, d), name, values, {"difference": difference(answer, expected)}))
@@ -242,23 +264,29 @@ COLUMNS = (
     Column("difference", "words", ""),
 )
 PACKAGES = ("numpy", "ripser", "redzed-tda", "gudhi", "giotto-ph", "canns-ripser", "scipy", "persim")
+EVERY = list(dict.fromkeys(name for _, rivals in TABLES.values() for name in rivals))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the large sizes too")
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument(
+        "--tools", nargs="+", choices=EVERY, default=EVERY, help="a table's first is what ratios are to"
+    )
     options = parser.parse_args()
     explains, arguments = (__doc__ or "").split("\n\n", 2)[2].strip(), ["--full"] if options.full else []
-    for key in options.only:
-        rows: list[Row] = []
+    there = kept(options, __file__, PACKAGES)
+    for key in options.tables:
+        title, rivals = TABLES[key]
         for n, d in sorted(SIZES[key] + (FULL[key] if options.full else ())):
+            if there.has(key, named(key, n, d), [name for name in rivals if name in options.tools]):
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                rows += rows_of(key, n, d, options.repeats, Path(folder))
-        table = Table(key, TABLES[key][0], explains, COLUMNS, tuple(rows))
-        save(results(__file__, arguments, [table], PACKAGES), options.output)
+                rows = rows_of(key, n, d, options.tools, Path(folder))
+            save(
+                results(__file__, arguments, [Table(key, title, explains, COLUMNS, tuple(rows))], PACKAGES),
+                options.output,
+            )
 
 
 if __name__ == "__main__":
