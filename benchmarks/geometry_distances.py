@@ -61,7 +61,7 @@ LIBRARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "scipy (float64)": lambda x: torch.from_numpy(squareform(pdist(x.numpy().astype(np.float64)))),
 }
 COLUMNS = (
-    Column("time over X X^T", "x", factor=1.8, slack=0.2),
+    Column("time over X X^T", "x", factor=2.0, slack=0.2),
     *(Column(f"error, twins at {s:.0e}", "x", factor=2.0, slack=1e-6) for s in SEPARATIONS),
 )
 PACKAGES = ("numpy", "scipy", "scikit-learn")

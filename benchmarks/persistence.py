@@ -259,7 +259,7 @@ def rows_of(key: str, n: int, d: int, tools: list[str], folder: Path) -> list[Ro
 
 COLUMNS = (
     Column("seconds", "s"),
-    Column("times the first", "x", factor=1.8, slack=0.1),
+    Column("times the first", "x", factor=2.0, slack=0.05),
     Column("memory", "MB"),
     Column("difference", "words", ""),
 )
