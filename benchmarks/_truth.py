@@ -80,15 +80,15 @@ def errors(plan: Plan, kind: type[Monitor]) -> list[float]:
     for step in range(plan.warm + plan.every * (plan.compared + 1)):
         before = [p.detach().clone() for p in task.model.parameters()]
         monitor.train(step)
-        if not monitor.happened(step):
-            continue
-        if step < plan.warm or len(found) == plan.compared:
+        if step < plan.warm or not monitor.happened(step):
             continue
         weights = [p.detach() for p in task.model.parameters()] if kind.afterwards else before
         with torch.no_grad():
             for p, w in zip(twin.model.parameters(), weights):
                 p.copy_(w)
         found.append(monitor.found / _truth(monitor, twin, step) - 1)
+        if len(found) == plan.compared:
+            break
     monitor.end()
     return found
 

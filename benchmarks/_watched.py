@@ -46,6 +46,8 @@ class Plan:
     """Steps before the first reading that is compared with the oracle."""
     compared: int = 3
     """Events that are compared with it."""
+    limit: int = 180
+    """Seconds of the processor after which a tool is given up, all of its row included."""
     trainer: bool = False
     """Whether it is trained by transformers' Trainer, where a monitor can be."""
 
@@ -120,7 +122,17 @@ PLANS = {
     "cnn": Plan("CNN", cnn, every=10, steps=31, pairs=2, run=1000, turns=12),
     "gpt2": Plan("GPT-2", gpt2, every=10, steps=31, pairs=2, run=1000, turns=12),
     "minilm": Plan(
-        "MiniLM, Trainer", minilm, every=5, steps=16, pairs=1, run=200, turns=4, warm=5, compared=1, trainer=True
+        "MiniLM, Trainer",
+        minilm,
+        every=5,
+        steps=11,
+        pairs=1,
+        run=200,
+        turns=4,
+        warm=5,
+        compared=1,
+        trainer=True,
+        limit=300,
     ),
 }
 SMALL = ("mlp", "cnn")

@@ -37,8 +37,6 @@ PER = 100
 """One event in so many steps is what "of a run" is of."""
 SLOW = 10.0
 """Seconds of a stretch from which on there is only one."""
-LIMIT = 180
-"""Seconds of the processor after which a tool on a model is given up."""
 
 
 def idle(plan: Plan, kind: type[Monitor]) -> list[float]:
@@ -123,7 +121,7 @@ def in_a_process(model: str, tool: str) -> Row:
     """The same in a process of its own, or the row that says why not."""
     case, words = PLANS[model].case, {"gives": MONITORS[tool].reads}
     try:
-        done = _limited.run([sys.executable, "-W", "ignore", __file__, "--one", model, tool], LIMIT)
+        done = _limited.run([sys.executable, "-W", "ignore", __file__, "--one", model, tool], PLANS[model].limit)
     except _limited.Overrun as error:
         return Row(case, tool, words=words, failed=str(error))
     if done.returncode:
