@@ -79,6 +79,14 @@ WHY: dict[tuple[str, str], str] = {
         "Cockpit, economy",
     ): "its quantities are of gradients that are there, and take no product with the Hessian",
     ("monitoring", "Cockpit, full"): "it iterates to the end, at the price beside it",
+    (
+        "curvature",
+        "hessian-eigenthings",
+    ): "a call on a network this small is set-up more than products, and topoopt's is the larger",
+    (
+        "curvature",
+        "PyHessian",
+    ): "a call on a network this small is set-up more than products, and topoopt's is the larger",
     ("discovery", "Torch-Pruning"): "it follows the graph of one backward pass, and verifies nothing",
     ("h0", "scipy linkage"): "it never holds all distances at once",
     ("h0", "redzed-tda"): "it is given topoopt's distances and copies less of them",
