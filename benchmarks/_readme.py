@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from _results import Results, Row, Table
@@ -197,8 +198,9 @@ def better(part: Part, table: Table, cases: list[str], tool: str) -> list[str]:
 
 
 def _remark(part: Part, table: Table, cases: list[str], tool: str) -> str:
-    failed = {row.failed for case in cases if (row := _row(table, case, tool)) is not None and row.failed}
-    said = "; ".join(sorted(failed)).replace("|", "/").replace("<", "‹").replace(">", "›")
+    beside = {row.failed for case in cases if (row := _row(table, case, tool)) is not None and row.failed}
+    beside |= {f"{case}: {counted[1]}" for case in cases if (counted := _counted(_row(table, case, tool)))}
+    said = "; ".join(sorted(beside)).replace("|", "/").replace("<", "‹").replace(">", "›")
     ahead = better(part, table, cases, tool)
     if not ahead:
         return said
@@ -207,3 +209,8 @@ def _remark(part: Part, table: Table, cases: list[str], tool: str) -> str:
             f"{tool} is better than {part.ours} in {', '.join(ahead)} ({part.table}): say why in _readme.WHY"
         )
     return "; ".join(filter(None, (f"{', '.join(ahead)}: {WHY[part.table, tool]}", said)))
+
+
+def _counted(row: Row | None) -> re.Match[str] | None:
+    """How many readings a run of which length got, where a row says so."""
+    return re.search(r"\((\d+ readings, .*? steps)\)", row.words.get("gives", "")) if row else None
