@@ -3,15 +3,16 @@
     python benchmarks/_results.py             # RESULTS.md, its plots and the README's table, from what is committed
     python benchmarks/_results.py --readme    # the README's table alone
 
-A row is of one case (a model, a size) and one tool. What could not be run is a row too, with the error that was seen. `compare`
-is what `make bench-check` stands on: it looks at ratios and counts of topoopt's own rows and never at seconds.
+A row is of one case (a model, a size) and one tool. What could not be run is a row too, with the error that was seen.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import datetime
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -22,7 +23,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -196,19 +197,30 @@ def _row(data: dict[str, Any]) -> Row:
 def save(found: Results, path: Path | None = None) -> Path:
     """Write results; rows of the same machine and versions that were not measured anew stay."""
     path = RESULTS / f"{found.benchmark}.json" if path is None else path
-    if path.exists():
-        found = merged(load(path), found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data: Any = asdict(found)
-    for table in data["tables"]:
-        for row in table["rows"]:
-            row["values"] = {
-                name: [float(f"{v['median']:.6g}"), float(f"{v['low']:.6g}"), float(f"{v['high']:.6g}"), v["runs"]]
-                for name, v in row["values"].items()
-            }
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with _alone_in(path.parent):
+        whole = merged(load(path), found) if path.exists() else found
+        data: Any = asdict(whole)
+        for table in data["tables"]:
+            for row in table["rows"]:
+                row["values"] = {
+                    name: [float(f"{v['median']:.6g}"), float(f"{v['low']:.6g}"), float(f"{v['high']:.6g}"), v["runs"]]
+                    for name, v in row["values"].items()
+                }
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}")
     return path
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two pieces of a benchmark that run side by side do not lose each other's rows."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def merged(old: Results, new: Results) -> Results:
@@ -243,38 +255,6 @@ def results(script: str, arguments: Sequence[str], tables: Iterable[Table], pack
         for table in tables
     )
     return Results(Path(script).stem, command, machine(), now[:10], versions(*packages), tuple(dated), load=load)
-
-
-# -- the check --------------------------------------------------------------------------------------------------------
-
-
-def compare(committed: Results, now: Results) -> list[str]:
-    """What of topoopt's own is worse than committed by more than its column allows; cases not measured anew are left out."""
-    worse, seen = [], 0
-    for table in now.tables:
-        known = {old.key: old for old in committed.tables}.get(table.key)
-        before = {} if known is None else {(row.case, row.tool): row for row in known.rows}
-        for row in table.rows:
-            old = before.get((row.case, row.tool))
-            if not row.ours or old is None or old.failed:
-                continue
-            seen += 1
-            where = f"{committed.benchmark}, {table.title}, {row.case}, {row.tool}"
-            if row.failed:
-                worse.append(f"{where}: {row.failed}")
-            worse += [f"{where}: {line}" for column in table.columns for line in _moved(column, old, row)]
-    return worse if seen else [f"{committed.benchmark}: no row of topoopt's is among those committed"]
-
-
-def _moved(column: Column, old: Row, new: Row) -> list[str]:
-    if column.factor is None or column.name not in old.values or column.name not in new.values:
-        return []
-    was, now = old.values[column.name].median, new.values[column.name].median
-    if column.better == "more":
-        bound = was / column.factor - column.slack
-        return [f"{column.name} {now:.4g}, committed {was:.4g}, at least {bound:.4g} allowed"] if now < bound else []
-    bound = was * column.factor + column.slack
-    return [f"{column.name} {now:.4g}, committed {was:.4g}, at most {bound:.4g} allowed"] if now > bound else []
 
 
 def main() -> None:

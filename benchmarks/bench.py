@@ -22,6 +22,7 @@ from pathlib import Path
 
 import _results
 import _tables
+from _compare import compare
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("geometry_distances", "homology_lazy", "persistence", "curvature_peers", "discovery_peers", "monitoring")
@@ -64,7 +65,7 @@ def check(scripts: list[str], more: list[str]) -> list[str]:
             if not run(script, "--output", str(now), *OURS.get(script, ()), *more):
                 worse.append(f"{script} did not come to its end")
             if now.exists():
-                worse += _results.compare(_results.load(_results.RESULTS / f"{script}.json"), _results.load(now))
+                worse += compare(_results.load(_results.RESULTS / f"{script}.json"), _results.load(now))
     return worse
 
 

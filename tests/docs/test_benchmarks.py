@@ -15,6 +15,7 @@ import _kept  # noqa: E402
 import _readme  # noqa: E402
 import _results  # noqa: E402
 import _tables  # noqa: E402
+from _compare import compare  # noqa: E402
 from _results import Column, Results, Row, Table, Value  # noqa: E402
 
 COMMITTED = _tables.committed()
@@ -72,11 +73,11 @@ def beside(found: Results, **more: float) -> Results:
 
 def test_the_check_sees_a_ratio_that_got_worse_and_no_other() -> None:
     committed = results()
-    assert _results.compare(committed, results(ratio=2.9, right=11, seconds=100)) == []
-    assert "ratio 3.1" in _results.compare(committed, results(ratio=3.1))[0]
-    assert "right 9" in _results.compare(committed, results(right=9))[0]
-    assert "stopped" in _results.compare(committed, results(failed="it stopped"))[0]
-    assert _results.compare(beside(results(), ratio=1), beside(results(), ratio=9)) == []
+    assert compare(committed, results(ratio=2.9, right=11, seconds=100)) == []
+    assert "ratio 3.1" in compare(committed, results(ratio=3.1))[0]
+    assert "right 9" in compare(committed, results(right=9))[0]
+    assert "stopped" in compare(committed, results(failed="it stopped"))[0]
+    assert compare(beside(results(), ratio=1), beside(results(), ratio=9)) == []
 
 
 def test_no_seconds_and_no_memory_in_absolute_terms_are_compared() -> None:
@@ -109,7 +110,7 @@ def test_every_reason_that_is_given_is_of_a_peer() -> None:
 def test_the_check_says_where_there_was_nothing_to_compare() -> None:
     other = replace(results().tables[0].rows[0], case="another case")
     now = replace(results(), tables=(replace(results().tables[0], rows=(other,)),))
-    assert "no row" in _results.compare(results(), now)[0]
+    assert "no row" in compare(results(), now)[0]
 
 
 # -- in pieces --------------------------------------------------------------------------------------------------------
