@@ -182,7 +182,7 @@ def measured(rival: Rival, x: Path, matrix: Path, answer_at: Path) -> dict[str, 
     )  # loading it would be the peak of calls that do not
     program = PROGRAM.format(setup=setup, call=call, answer=answer, matrix=uses_matrix)
     answer_at.unlink(missing_ok=True)
-    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, (x, matrix, answer_at))]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", program, *map(str, (x, matrix, answer_at))]
     try:
         done = _limited.run(command, PATIENCE)
     except _limited.Overrun as error:
