@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -148,7 +149,8 @@ def first_cause(error: BaseException) -> str:
     """The error that the others came of, in one line."""
     while error.__context__ is not None:
         error = error.__context__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    said = re.sub(r" object at 0x\w+", "", " ".join(str(error).split()))  # an address, another in each run
+    return f"{type(error).__name__}: {said}"[:300]
 
 
 COLUMNS = (

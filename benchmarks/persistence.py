@@ -116,7 +116,12 @@ H1: dict[str, Rival] = {
 MEASURE: dict[str, Rival] = {
     "X X^T": ("", OURS, "x @ x.T", "None"),
     "topoopt, a step": ("", OURS, "collect([measure(x, y)])", "None"),
-    "topoopt, a step, two windows": ("", OURS, "collect([measure(x, y, windows={'first': old, 'last': 2 * old})])", "None"),
+    "topoopt, a step, two windows": (
+        "",
+        OURS,
+        "collect([measure(x, y, windows={'first': old, 'last': 2 * old})])",
+        "None",
+    ),
 }
 TWO = """
 if X.shape[1] > 2:  # H1 of points, and of the same a little moved
