@@ -24,6 +24,8 @@ Engine = Literal[
     "finite differences through .grad",
 ]
 Keep = Literal["none", "host", "device"]
+WATCHED, STEERED = 0.01, 0.05
+"""Largest share of the wall time by default: a factor that goes by one reading in 500 steps follows nothing."""
 LONGEST = 2**20
 """Characters of the longest JSON that is read as a config."""
 
@@ -33,7 +35,7 @@ class TopoOptions(TypedDict, total=False):
 
     mode: Mode | Policy
     every: int
-    budget: float | None
+    budget: float | Literal["auto"] | None
     homology: int
     max_points: int
     include: str | Sequence[str] | None
@@ -62,8 +64,9 @@ class TopoConfig:
     """"report", "preserve", "simplify", "hold", or a policy object."""
     every: int = 100
     """Measure each this many optimizer steps; the budget may stretch it."""
-    budget: float | None = 0.01
-    """Largest share of wall time that measuring may take. None: no limit, `every` is then exact (and reproducible)."""
+    budget: float | Literal["auto"] | None = "auto"
+    """Largest share of wall time that measuring may take; "auto": 0.01 where the run is only watched, 0.05 where a policy steers
+    by what is read. None: no limit, `every` is then exact (and reproducible)."""
     homology: int = 1
     """Highest degree of homology; 0 keeps everything on the device, -1 computes none."""
     max_points: int = 4096
@@ -103,6 +106,13 @@ class TopoConfig:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         self.policy  # noqa: B018 -- an unknown mode is refused here, not at the first step
+
+    @property
+    def largest_share(self) -> float | None:
+        """What `budget` comes to in this mode."""
+        if not isinstance(self.budget, str):
+            return self.budget
+        return STEERED if self.policy.steers else WATCHED
 
     @property
     def policy(self) -> Policy:
@@ -200,7 +210,7 @@ def _whole(low: int, high: int, wanted: str) -> Check:
 def _share(name: str, value: Any) -> float | None:
     number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.integer | np.floating)
     if value is not None and not (number and 0 < value <= 1):
-        raise _refused(name, value, "a share of wall time in (0, 1], or None")
+        raise _refused(name, value, 'a share of wall time in (0, 1], "auto", or None')
     return None if value is None else float(value)
 
 
@@ -242,7 +252,7 @@ def _patterns(name: str, value: Any) -> tuple[str, ...] | None:
 _STEPS = 2**53
 _CHECKS: dict[str, Check] = {
     "every": _whole(1, _STEPS, "a whole number of steps >= 1"),
-    "budget": _share,
+    "budget": _or("auto", _share),
     "homology": _whole(-1, 2, "a degree from -1 (none) to 2"),
     "max_points": _whole(2, _STEPS, "a whole number of neurons, at least 2"),
     "include": _patterns,

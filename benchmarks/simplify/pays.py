@@ -8,6 +8,8 @@
     Torch-Pruning  the same by Torch-Pruning's magnitude pruner
     cut only       L2 without training after it, from the network trained to the end
     plain          one large constant rate, and what `compact` finds in it
+    plain, L2      the control for `simplify, L2`: one large constant rate for three quarters of the steps, cut to the same widths,
+                   then trained for the last quarter like the others
     gentle         the full network under `Preserve`, as it is
 
 Tasks: `mlp` (scikit-learn's digits, 64-48-48-10, ReLU), `cnn` (the same images, two convolutions with BatchNorm), both by SGD
@@ -157,6 +159,8 @@ def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
         notes.add("scratch", train(task, fresh(widths), seed, steps, GENTLE)[0], given=given)
         notes.add("cut only", cut_to(task, full, widths, 2), given=given)
         notes.add("simplify, L2", tuned(cut_to(task, simple, widths, 2)), given=given)
+        for rate, at in larges.items():
+            notes.add("plain, L2", tuned(cut_to(task, at, widths, 2)), given=given, rate=rate)
         pruned = {f"L{power}": cut_to(task, most, widths, power) for power in (1, 2)}
         if task.torch_pruning and find_spec("torch_pruning"):
             pruned["Torch-Pruning"] = by_torch_pruning(task, most, widths)
@@ -168,6 +172,7 @@ def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
     notes.add("gentle", full)
     large, said = train(task, fresh(), seed, steps, SIMPLIFY)
     simple, _ = train(task, fresh(), seed, steps - quarter, SIMPLIFY)
+    larges = {rate: train(task, fresh(), seed, steps - quarter, rate)[0] for rate in task.large_rates}
     small = compacted(task, large)
     notes.add("simplify", small, given="simplify", before=task.accuracy(large), said=said)
     if task.widths(small) != task.widths(full):
@@ -190,7 +195,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         rows = [row for row in result["rows"] if row["task"] == task]
         for row in rows:
             points[row["method"]].append((sum(row["widths"]), row["accuracy"]))
-        for method, marker in zip(points, "o*svP^XD"):
+        for method, marker in zip(points, "o*svP^XDd<>"):
             x, y = zip(*sorted(points[method]))
             ax.scatter(x, y, marker=marker, s=90 if marker == "*" else 28, label=method, alpha=0.75)
         title = f"{task}, {rows[0]['steps']} steps"

@@ -78,7 +78,7 @@ class Mlp(Task):
 
 
 class Cnn(Task):
-    name, batch, steps, large_rates = "cnn", 128, 1000, (1.0, 3.0)
+    name, batch, steps, large_rates = "cnn", 128, 1000, (0.3, 1.0)
 
     def __init__(self) -> None:
         self.inputs, self.targets, self.test_inputs, self.test_targets = digits(images=True)
@@ -95,7 +95,7 @@ class Cnn(Task):
 
 
 class Gpt2(Task):
-    name, batch, steps, large_rates, torch_pruning = "gpt2", 32, 400, (0.03,), False
+    name, batch, steps, large_rates, torch_pruning = "gpt2", 32, 400, (0.01, 0.03), False
     length = 32
 
     def __init__(self) -> None:

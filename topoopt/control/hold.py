@@ -71,6 +71,8 @@ class Hold:
     interval: int = 5
     name = "hold"
     steers = True
+    needs = 10
+    """From `START` of the wanted rate to all of it, `GROWTH` at a time."""
 
     def __post_init__(self) -> None:
         if self.target is not None:

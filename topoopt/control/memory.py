@@ -2,10 +2,11 @@
 
 `rate` in force and `unit` = e/K of the start; `until`, the step at which the dwell is over, and `ask`, from which on its look
 is wanted; `losses` of the dwell, `first_loss` and the `guard` on it; `squares`, where the rule divides by averages of them;
-`calm_rate` of the remembered weights, what they have (`kept`, `kept_level`) and how `far` from the end they are; `level` and
-`left`, loss and measures of the last dwell; `broke` and `lost_at`, the rate that lost the run, the first forgiven bit by bit;
-`ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited, was within its end,
-stood at the ceiling (`top`), saw nothing (`blind`), moved nothing (`still`), stayed calm beyond the edge, and was resumed.
+`calm_rate` of the remembered weights, what they have (`kept`) and how `far` from the end they are; `level` and `left`, loss and
+measures of the last dwell; `lowest`, the least loss of a calm one; `broke` and `lost_at`, the rate that lost the run, the first
+forgiven bit by bit; `ends` and `origin`, what is asked for and what the start had; and how often the run was lost, waited, was
+within its end, stood at the ceiling (`top`), saw nothing (`blind`), moved nothing (`still`), stayed calm beyond the edge, and
+was resumed.
 """
 
 from __future__ import annotations

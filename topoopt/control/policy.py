@@ -79,6 +79,7 @@ class Policy(Protocol):
     A policy that steers may also have any of
 
     * `interval`, the number of steps between its readings of r while r moves fast;
+    * `needs`, the number of readings without which it cannot act as it is meant to: they are taken on credit, 10 at most;
     * `stale(step, total_steps, state) -> bool`: wants a fresh reading of r before this step;
     * `rests(step, state) -> bool`: wants no readings now but those that `stale` asks for;
     * `looks(step, state) -> bool`: wants the neurons measured, with homology waited for, before this step;

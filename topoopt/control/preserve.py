@@ -41,6 +41,7 @@ class Preserve:
     interval: int = 10
     name = "preserve"
     steers = True
+    needs = MEMORY
 
     def __post_init__(self) -> None:
         require_number("Preserve", "target", self.target, "a positive r, below 1 to keep the guarantee", 0)

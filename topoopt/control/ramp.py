@@ -29,7 +29,8 @@ FASTEST, FASTER = 2.0, 8.0
 WITHIN = 2
 """Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
 RECOVERED = 0.5
-"""Share of the start's loss, which may be chance's own, below which an end counts, or `calm` times the remembered weights'."""
+"""Share of what the loss had fallen by, from the start's to the lowest of a calm dwell, that it must have come back to for an end
+to count: a network that is dead is simple, and its loss is chance's, which can lie below the start's."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
 DEAD, FIXED = 1.2, 1e-4
@@ -92,7 +93,7 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     end = end or (held if count(state, "within") >= WITHIN else "")
     if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
-    back = max(RECOVERED * first, policy.calm * number(state, "kept_level"))
+    back = first - RECOVERED * (first - _lowest(state))
     if end and not (level >= first or level > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
@@ -105,6 +106,12 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
         state = {**state, "left": now}
         return _wait_out(policy, reading, state, level, events)
     return _raise(policy, reading, state, level, now, events)
+
+
+def _lowest(state: State) -> float:
+    """The lowest median loss of a calm dwell; 0, what no loss of these is below, before there was one."""
+    lowest = state.get("lowest")
+    return float(lowest) if isinstance(lowest, int | float) else 0.0
 
 
 def _wait_out(policy: Simplify, reading: Reading, state: State, level: float, events: Events) -> tuple[Decision, State]:
@@ -138,9 +145,10 @@ def _raise(
     if unit > number(state, "unit") and max(count(state, "still") - 1, count(state, "beyond") - 2) == 0:
         events = (*events, "the edge that was read is not where this run moves: it is looked for further up")
     weights, far = _what_of_the_weights(reading, state, level, now)
-    calm: State = {"level": level, "left": now, "far": far}
+    lowest = level if state.get("lowest") is None else min(level, _lowest(state))
+    calm: State = {"level": level, "left": now, "far": far, "lowest": None if math.isnan(lowest) else lowest}
     if weights == "keep":
-        calm |= {"kept": now, "kept_level": level}
+        calm |= {"kept": now}
     if weights != "back":
         calm |= {"calm_rate": rate} if weights or not reading.snapshot else {}
     else:

@@ -42,6 +42,11 @@ class Schedule:
         """The shortest of the phases'."""
         return min(getattr(policy, "interval", 100) for policy in self.phases.values())
 
+    @property
+    def needs(self) -> int:
+        """The most that any of the phases needs."""
+        return max(getattr(policy, "needs", 1) for policy in self.phases.values())
+
     def start(self) -> State:
         """No phase entered yet."""
         return {"phase": None, "inner": {}}

@@ -88,6 +88,7 @@ class Simplify:
     interval: int = 10
     name = "simplify"
     steers = True
+    needs = 1 + FIRST
 
     def __post_init__(self) -> None:
         if self.target is not None:

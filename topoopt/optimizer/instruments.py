@@ -18,7 +18,7 @@ from topoopt.curvature import Tape, recognise
 from topoopt.measurement import Cost, Decision, Measurement, SpectralReading
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.attach import acts_after, rule_of
-from topoopt.optimizer.cadence import Cadence, Due
+from topoopt.optimizer.cadence import CREDIT, Cadence, Due
 from topoopt.optimizer.capture import Capture
 from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.history import History
@@ -26,7 +26,7 @@ from topoopt.optimizer.neurons import Neurons
 from topoopt.optimizer.rate import Rates, check_steerable
 from topoopt.optimizer.reading import Reader
 from topoopt.optimizer.state import described
-from topoopt.optimizer.steering import Steering
+from topoopt.optimizer.steering import Steering, needed
 from topoopt.optimizer.weights import Certifier, Sample, Snapshot
 from topoopt.parallel import Ranks
 
@@ -46,6 +46,10 @@ class Step:
     """Whether that was done by the first of a rule's two steps."""
     seconds: float = 0.0
     """Time that was spent on it."""
+    watched: bool = False
+    """Whether it is written down."""
+    armed: float | None = None
+    """When the step before it was over, where something steers."""
 
 
 class Instruments:
@@ -73,7 +77,8 @@ class Instruments:
         self.config, self.loss, self.steers = config, loss, config.policy.steers
         declared = check_steerable(rule) if self.steers else ""
         self.faults, self.ranks = Faults(), Ranks(model)
-        self.cadence = Cadence(config.every, config.budget)
+        needs = needed(config.policy) if self.steers else 1 + CREDIT
+        self.cadence = Cadence(config.every, config.largest_share, credit=needs - 1)
         self.capture, self.reader = Capture(model, self.ranks), Reader(rule, config, self.ranks)
         outer = type(optimizer).__name__ if acts_after(optimizer) else ""
         self.neurons = Neurons(config, groups, outer, self.faults)

@@ -37,6 +37,8 @@ TOLD = 0.02
 """A factor that moves with the user's rate between readings is reported anew when it has moved by this share."""
 FAULTS = 3
 """Faults after which a policy is switched off."""
+NEEDS, MOST = 3, 10
+"""Readings on credit for a policy that does not say how many it needs, and for any."""
 PAUSE = 16
 """Steps that pass after a fault before the policy is asked again; four times as many after each further one."""
 
@@ -255,6 +257,10 @@ class Steering:
         self._tell(self._step, self.decision)
         return self.decision
 
+    def say(self, step: int, event: str) -> None:
+        """Put what must be known of steering this run into the record, as an event of the decision in force."""
+        self._tell(step, replace(self.decision, events=(event,), weights=""))
+
     def _tell(self, step: int, decision: Decision) -> None:
         """Report a decision that differs from the last one reported."""
         same = (decision.scale, decision.rule, decision.policy) == (
@@ -329,7 +335,16 @@ def _begun(policy: Policy) -> State:
 
 
 def _interval(policy: Policy, every: int) -> int:
-    interval = getattr(policy, "interval", every)
-    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-        raise ConfigError(f"interval of policy {policy.name!r} is {interval!r}: give a number of steps, 1 or more")
-    return min(every, interval)
+    return min(every, _whole(policy, "interval", every, "steps"))
+
+
+def needed(policy: Policy) -> int:
+    """Readings of r that a policy is given whatever the budget says; `NEEDS` where it does not say."""
+    return min(MOST, _whole(policy, "needs", NEEDS, "readings"))
+
+
+def _whole(policy: Policy, name: str, default: int, of: str) -> int:
+    value = getattr(policy, name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} of policy {policy.name!r} is {value!r}: give a number of {of}, 1 or more")
+    return value

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Stepper(Instruments):
     def __init__(self, optimizer: Optimizer, model: nn.Module, config: TopoConfig, **given: Any) -> None:
         super().__init__(optimizer, model, config, **given)
         self._nesting = Nesting.of(self.rule)
-        self._going_back = self._told_plan = False
+        self._going_back = self._told_plan = self._told_short = False
         self.arm()
 
     # -- at the end of a step: what the next one is for --------------------------------------------------------------
@@ -51,26 +50,39 @@ class Stepper(Instruments):
         saves = self.config.budget is not None and not self.steers and readable
         waits = self.reader.warming() if saves else ""
         readable = readable and not waits
-        due = self._wanted(readable)
+        due, watch = self._wanted(readable), self._watches()
         if self.steps:  # clocks differ, and what one rank does alone it waits in for the others
-            due = self.ranks.from_zero(due)
+            due, watch = self.ranks.from_zero((due, watch))
         self.step = Step(due, waits)
-        watch = due is not Due.NOTHING or (self.steers and self.steering.watches(self.steps))
-        if watch and readable and self.loss is None and not self.closed:
+        if (due is not Due.NOTHING or watch) and readable and self.loss is None and not self.closed:
             self.capture.start(self.reader)
+            self.step.watched = self.capture.running
 
     def _wanted(self, readable: bool) -> Due:
-        """What is wanted at the coming step, by the cadence or by the policy, and can be afforded."""
+        """What is wanted at the coming step, by the cadence or by the policy, and can be afforded.
+
+        A budget is the policy's first: a look that it wants is saved for, and takes a reading along.
+        """
         due = self.cadence.due(self.steps, readable=readable)
         if not self.steers:
             return due
-        wants = self.steering.due(self.steps, self.rate.host(), self.history.about.total_steps)
-        affordable = partial(self.cadence.affordable, credit=True)
-        if self.steering.looks(self.steps) and affordable(self.cadence.looking_cost):
+        cadence, rates = self.cadence, self.rate.host()
+        wants = self.steering.due(self.steps, rates, self.history.about.total_steps) and readable
+        looks = self.steering.looks(self.steps)
+        if due is Due.MEASUREMENT or (looks and cadence.affordable(cadence.looking_cost)):
             return Due.MEASUREMENT
-        if due is Due.NOTHING and wants and readable and affordable(self.cadence.reading_cost):
-            return Due.READING
-        return due
+        if cadence.unlimited:
+            return Due.READING if wants else due
+        saves = looks or cadence.saves
+        paid = not saves and cadence.affordable(cadence.reading_cost)
+        # While a preconditioner warms up r is of no phase of the run, and not worth the little credit there is.
+        lent = wants and not paid and cadence.in_credit(self.steps) and not self.reader.warming()
+        return Due.READING if wants and (paid or lent) else Due.NOTHING
+
+    def _watches(self) -> bool:
+        """Whether the loss of the coming step is to be seen, for which it is written down, and can be afforded."""
+        watches = self.steers and self.steering.watches(self.steps)
+        return watches and self.cadence.affordable(self.cadence.watching_cost)
 
     # -- before a step -----------------------------------------------------------------------------------------------
 
@@ -94,6 +106,8 @@ class Stepper(Instruments):
 
     def _guarded_before(self) -> None:
         began = time.perf_counter()
+        if self.step.armed is not None:
+            self.cadence.passed(began - self.step.armed, watched=self.step.watched)
         try:
             with torch.no_grad():
                 self._before(self.step)
@@ -200,7 +214,12 @@ class Stepper(Instruments):
             self.steps += counts
         if not counts:
             return
-        if self.steers or (not self.closed and self.cadence.candidate(self.steps)):
+        if self.steers:
+            began = time.perf_counter()
+            self.arm()
+            self.step.armed = time.perf_counter()
+            self.cadence.book(self.step.armed - began)
+        elif not self.closed and self.cadence.candidate(self.steps):
             self.arm()
 
     def _counts_as_step(self) -> bool:
@@ -266,3 +285,7 @@ class Stepper(Instruments):
             self._told_plan = bool(plan)
             if plan:
                 logger.info("topoopt: %s", plan)
+        if self.steers and step.reading is not None and not self._told_short and (short := self.cadence.shortfall()):
+            self._told_short = True
+            logger.warning("topoopt: %s", short)
+            self.steering.say(self.steps, short)
