@@ -26,10 +26,14 @@ MEMORY = 5
 largest is often a fluke; and a median follows a rising curvature too late for deep networks, which then die."""
 GROWTH = 1.3
 """Largest growth of the rate from one reading to the next."""
+RISING = 1.1
+"""Three curvatures that each rose by more than this while the rate is first looked for: a network leaves its plateau, and the
+newest counts. Two of nine tasks that nothing was set on were thrown off there, at rates at which their grids die."""
 START = 0.1
 """The first factor, as a share of the wanted one: the first curvature is of random weights and one batch."""
-BRAKE = 0.5
-"""What a guard does to the rate."""
+BRAKE, LOWEST = 0.5, 0.25
+"""What a guard does to the rate, and the share of what r allows below which it does not: there the rate is not what keeps the loss
+high, and a network that was thrown off needs one to climb back. Without the second a loss above its start halved it for ever."""
 FADED = 0.005
 """Share of the first loss below which the rate grows no more. Under cross entropy the curvature goes to 0 with the loss, and a
 rate that follows it up is lost: three of fourteen runs of `benchmarks/hold_suite.py` ended above their start without this. Of the
@@ -84,7 +88,7 @@ class Hold:
 
     def start(self) -> State:
         """Nothing seen yet."""
-        return {"curvatures": [], "losses": [], "first_loss": None, "peak": None, "first_peak": None, "told": False}
+        return {"curvatures": [], "losses": [], "first_loss": None, "peak": None, "first_peak": None, "told": False, "found": False}
 
     def decide(self, reading: Reading, state: State) -> tuple[Decision, State]:
         """Factor such that r = target e (lr / peak), within growth, guard and floor."""
@@ -99,13 +103,14 @@ class Hold:
         if not seen:
             return self._blind(reading, wanted, caveat, events), after
         faded = _has_faded(after)
-        peak, rule = self._peak(reading, wanted / _typical(seen), state["peak"], trouble, faded)
+        k = _typical(seen) if state["found"] else _leaving(seen)
+        peak, rule = self._peak(reading, wanted / k, state["peak"], trouble, faded)
         first = state["first_peak"] if isinstance(state["first_peak"], float) else peak
         note = said(caveat, trouble, FADING if rule == "faded" else "")
         if peak < self.floor * first:
             peak, rule = self.floor * first, "floor"
             note = said(caveat, "the rate sits on its floor: sharpness can go on rising while the rate falls")
-        after |= {"peak": peak, "first_peak": first}
+        after |= {"peak": peak, "first_peak": first, "found": bool(state["found"]) or rule == "target"}
         events = (*events, f"guard: {trouble}") if trouble else events
         return Decision(bounded(peak / reading.base_lr), self.name, rule, note, events), after
 
@@ -125,7 +130,7 @@ class Hold:
         if not reading.fresh or math.isnan(reading.r):
             return (BRAKE * last, "guard") if trouble and reading.fresh else (last, "target")
         if trouble:
-            return min(wanted, BRAKE * last), "guard"
+            return min(wanted, max(BRAKE * last, min(LOWEST * wanted, GROWTH * last))), "guard"
         if faded and wanted > last:
             return last, "faded"
         return (wanted, "target") if wanted <= GROWTH * last else (GROWTH * last, "growth")
@@ -154,6 +159,12 @@ def _has_faded(state: State) -> bool:
     """Whether the loss has gone to a small share of the first; a first one that is not positive has no share."""
     first, losses = state["first_loss"], floats(state["losses"])
     return isinstance(first, float) and first > 0 and bool(losses) and median(losses) < FADED * first
+
+
+def _leaving(seen: list[float]) -> float:
+    """The newest curvature where the last three rose, one after the other; else the typical one."""
+    rises = len(seen) > 2 and all(now > RISING * then for then, now in zip(seen[-3:], seen[-2:]))
+    return seen[-1] if rises else _typical(seen)
 
 
 def _typical(seen: list[float]) -> float:

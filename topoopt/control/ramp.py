@@ -28,9 +28,9 @@ FASTEST, FASTER = 2.0, 8.0
 """Largest raise after a dwell in which r had fallen below the edge, and after a loss that left a rule's squares large."""
 WITHIN = 2
 """Looks in a row at which an end holds, be it by less than its margin, that count as its being reached."""
-RECOVERED = 0.5
-"""Share of what the loss had fallen by, from the start's to the lowest of a calm dwell, that it must have come back to for an end
-to count: a network that is dead is simple, and its loss is chance's, which can lie below the start's."""
+RECOVERED, REGAINED = 0.5, 0.75
+"""An end counts once the loss is below the first share of the start's or, where losses do not go to 0, once the second share of
+what it had fallen by, down to the lowest of a calm dwell, is regained: a network that is dead is simple, at the loss of chance."""
 WAITS = 4
 """Dwells for which an excursion, or a loss above its start once the end is reached, is waited out."""
 DEAD, FIXED = 1.2, 1e-4
@@ -93,7 +93,7 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     end = end or (held if count(state, "within") >= WITHIN else "")
     if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
-    back = first - RECOVERED * (first - _lowest(state))
+    back = _regained(state)
     if end and not (level >= first or level > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
@@ -101,6 +101,8 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
         return _lost(policy, reading, state, events)
     if end:
         note = f"{end}; the loss {level:.4g} is to fall below {min(first, back):.4g}"
+        if count(state, "waited") == 1:
+            events = (*events, f"the end is seen, and does not count yet: {note}")
         return _hold(policy, reading, new_dwell(reading, {**state, "left": now}, policy.dwell), "wait", note, events)
     if level > policy.calm * first or (math.isnan(level) and state["first_loss"] is not None):
         state = {**state, "left": now}
@@ -109,9 +111,15 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
 
 
 def _lowest(state: State) -> float:
-    """The lowest median loss of a calm dwell; 0, what no loss of these is below, before there was one."""
+    """The lowest median loss of a calm dwell; 0, below which no loss of these is, before there was one."""
     lowest = state.get("lowest")
     return float(lowest) if isinstance(lowest, int | float) else 0.0
+
+
+def _regained(state: State) -> float:
+    """The loss below which an end counts."""
+    first = number(state, "first_loss")
+    return max(RECOVERED * first, first - REGAINED * (first - _lowest(state)))
 
 
 def _wait_out(policy: Simplify, reading: Reading, state: State, level: float, events: Events) -> tuple[Decision, State]:
@@ -264,8 +272,8 @@ def _lost(
 
 def _stop(policy: Simplify, reading: Reading, state: State, why: str) -> tuple[Decision, State]:
     """Hand over before the end; from the last calm weights, where the run is in an excursion or dead."""
-    losses, first = floats(state["losses"]), number(state, "first_loss")
-    high = reading.snapshot and bool(losses) and median(losses) > first
+    losses = floats(state["losses"])
+    high = reading.snapshot and bool(losses) and median(losses) > _regained(state)
     back = "; the weights go back to those of the last calm dwell" if high else ""
     kept = values(state, "kept") if high else None
     event = f"simplify ended: {why}; {what_is_left(reading, state, kept or None)}{_held_back(state)}{back}"

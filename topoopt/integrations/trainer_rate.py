@@ -40,7 +40,11 @@ def find(
             "the optimizer is wrapped by TopoOptimizer already: ask before wrapping (topoopt.suggest)"
         )
     if args.world_size > 1:
-        raise MeasurementError("training spans processes: ask in one of them beforehand (topoopt.suggest)")
+        raise MeasurementError(
+            "training spans processes: the trainer's loss and data loader wait for all of them, and how many steps a search "
+            "takes hangs on what each would read; ask in one process beforehand (topoopt.suggest), with batches as large as all "
+            "of them take together"
+        )
     inner = getattr(loader, "base_dataloader", loader)
     with undisturbed(model), generators_kept(inner, getattr(inner, "dataset", None)):
         batches = accumulated(anew(loader), args.gradient_accumulation_steps)
