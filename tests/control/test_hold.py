@@ -8,7 +8,7 @@ import math
 import pytest
 
 from topoopt.control import Hold, Reading, State
-from topoopt.control.hold import GROWTH, START
+from topoopt.control.hold import GROWTH, LOWEST, START
 
 
 def reading(step: int = 0, r: float = 1.0, **more) -> Reading:
@@ -48,7 +48,7 @@ def test_it_knows_a_target_for_each_rule(rule: str, target: float) -> None:
     assert decision.scale == pytest.approx(START * target * 3.8)
 
 
-def test_adams_target_grows_as_its_first_beta_falls_up_to_the_edge() -> None:
+def test_a_target_at_a_first_beta_of_nine_tenths_grows_as_it_falls_up_to_the_edge() -> None:
     """The edge says the beta: e = 2 (1 + beta)."""
 
     def share(rule: str, momentum: float) -> float:
@@ -57,7 +57,8 @@ def test_adams_target_grows_as_its_first_beta_falls_up_to_the_edge() -> None:
         return decision.scale / START / edge
 
     assert share("adam", 0.7) == pytest.approx(0.5 * 3**0.43)
-    assert share("sgd momentum", 0.5) == pytest.approx(0.3)
+    assert share("sgd momentum", 0.5) == pytest.approx(0.3 * 5**0.43)
+    assert share("sgd momentum", 0.9) == pytest.approx(0.3)
     assert share("adam", 0.0) == pytest.approx(1.0)
     assert share("adam", 0.95) == pytest.approx(share("adam", 0.9)) == pytest.approx(0.5)
     assert share("sgd", 0.0) == pytest.approx(1.5)
@@ -129,3 +130,29 @@ def test_a_loss_that_begins_below_nothing_never_fades() -> None:
     _, state = run(Hold(0.5), [0.2] * 20, loss=-3.0)
     decision, _ = Hold(0.5).decide(reading(20, 0.2, loss=-30.0), state)
     assert decision.rule != "faded"
+
+
+def test_a_network_that_leaves_its_plateau_is_followed_at_once() -> None:
+    """Curvature that rises reading by reading: the newest counts while the rate is looked for, the second largest after."""
+    policy = Hold(0.3)
+    state = policy.start()
+    for step, k in enumerate((0.06, 0.07, 0.1)):
+        decision, state = policy.decide(reading(step, k, lr=1.0, base_lr=1.0), state)
+    decision, state = policy.decide(reading(3, 0.9, lr=1.0, base_lr=1.0), state)
+    assert decision.scale == pytest.approx(0.3 * 2.0 / 0.9)
+    assert decision.rule == "target"
+    for step, k in enumerate((0.9, 1.0, 1.2, 9.0), 4):  # from here on one that stands out is a fluke
+        decision, state = policy.decide(reading(step, k, lr=1.0, base_lr=1.0), state)
+    assert decision.scale == pytest.approx(0.3 * 2.0 / 1.2)
+
+
+def test_the_guard_leaves_a_rate_to_climb_back_with() -> None:
+    """A loss that stays above the run's start is no reason to halve the rate for ever."""
+    policy = Hold(0.5)
+    state = policy.start()
+    for step in range(10):
+        _, state = policy.decide(reading(step, 2.0, lr=1.0, base_lr=1.0), state)
+    for step in range(10, 40):
+        decision, state = policy.decide(reading(step, 2.0, lr=1.0, base_lr=1.0, loss=5.0), state)
+    assert decision.rule == "guard"
+    assert decision.scale == pytest.approx(LOWEST * 0.5 * 2.0 / 2.0)

@@ -2,7 +2,7 @@
 
 from topoopt.control.course import Look, looks_in
 from topoopt.control.hold import Hold
-from topoopt.control.policy import Policy, Reading, State
+from topoopt.control.policy import Policy, Reading, Seen, State
 from topoopt.control.preserve import Preserve
 from topoopt.control.registry import policy_from_dict, policy_from_mode, policy_to_dict
 from topoopt.control.report import Report
@@ -17,6 +17,7 @@ __all__ = [
     "Reading",
     "Report",
     "Schedule",
+    "Seen",
     "Simplify",
     "State",
     "looks_in",

@@ -49,8 +49,9 @@ TARGETS = {"adam": 0.5, "momentum": 0.3, "sgd": 1.5}
 hardly moves with the rate (1.06 and 1.34 at rates that differ by three); momentum dies at half its edge on deep ReLUs."""
 DEFAULT_TARGET = 0.5
 POWER = 0.43
-"""The target of Adam's family is that at a first beta of .9, and grows with this power of (1 - beta), up to the edge: the form
-that `topoopt.suggest` has, fitted there. Under heavy ball at .5 the same loses a network, so its target stays."""
+"""The targets of Adam's family and of momentum are those at a first beta of .9, and grow with this power of (1 - beta), up to the
+edge: the form that `topoopt.suggest` has, fitted there."""
+AVERAGING = ("adam", "momentum")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,15 @@ class Hold:
 
     def start(self) -> State:
         """Nothing seen yet."""
-        return {"curvatures": [], "losses": [], "first_loss": None, "peak": None, "first_peak": None, "told": False, "found": False}
+        return {
+            "curvatures": [],
+            "losses": [],
+            "first_loss": None,
+            "peak": None,
+            "first_peak": None,
+            "told": False,
+            "found": False,
+        }
 
     def decide(self, reading: Reading, state: State) -> tuple[Decision, State]:
         """Factor such that r = target e (lr / peak), within growth, guard and floor."""
@@ -140,7 +149,7 @@ class Hold:
             return self.target
         family = next((family for family in TARGETS if family in rule.lower()), "")
         share = TARGETS.get(family, DEFAULT_TARGET)
-        if edge is None or family != "adam":
+        if edge is None or family not in AVERAGING:
             return share
         beta = edge / GRADIENT_DESCENT - 1  # e = 2 (1 + beta)
         return share if beta >= 0.9 else min(1.0, share * ((1 - max(beta, 0.0)) / 0.1) ** POWER)

@@ -13,41 +13,11 @@ State = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a policy may know at the moment it decides: plain numbers about the step that is about to be taken.
+class Seen:
+    """What a policy may know of the neurons: plain numbers over all groups, at the last measurement."""
 
-    What is said of the neurons is over all measured groups, at the last measurement.
-    """
-
-    step: int
-    r: float
-    """Proximity of the coming step at the *user's* learning rate (factor 1); NaN when unknown."""
-    edge: float | None
-    """e of the update rule, in units of r; None for a rule whose edge is not known."""
-    lr: float
-    """The user's learning rate for this step (the largest over parameter groups)."""
-    base_lr: float
-    """The peak of the user's schedule: `initial_lr` where a scheduler has set it, else the largest rate seen so far."""
-    scale: float = 1.0
-    """The factor in force until now."""
-    loss: float = math.nan
-    """Loss of the step's own batch; NaN when unknown."""
-    total_steps: int | None = None
-    """Length of the run, when known."""
     gain: float = math.nan
     """r_pair of the last measured step."""
-    finite: bool = True
-    """False when a loss, a gradient or a weight was found non-finite."""
-    rule: str = ""
-    """Update rule that was recognised, such as "sgd" or "adam"."""
-    reason: str = ""
-    """Why `r` is unknown, when it is."""
-    warming: str = ""
-    """Why `r` is of a preconditioner that is still warming up, when it is: an upper bound for now, nothing to learn from."""
-    fresh: bool = True
-    """False: nothing was seen anew, the user's rate has moved and `r` was moved along with it."""
-    snapshot: bool = False
-    """Whether the run can remember its weights and go back to them (`Decision.weights`)."""
     measured_step: int = -1
     """The step at which the neurons were last measured; -1: not yet."""
     topology_step: int = -1
@@ -70,6 +40,39 @@ class Reading:
     """Longest lifetime in degree 1 over its group's diameter, the largest over groups."""
     log_persistence: float = math.nan
     """Sum of log(death / birth) in degree 1, scale-free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Seen):
+    """What a policy may know at the moment it decides: plain numbers about the step that is about to be taken."""
+
+    step: int
+    r: float
+    """Proximity of the coming step at the *user's* learning rate (factor 1); NaN when unknown."""
+    edge: float | None
+    """e of the update rule, in units of r; None for a rule whose edge is not known."""
+    lr: float
+    """The user's learning rate for this step (the largest over parameter groups)."""
+    base_lr: float
+    """The peak of the user's schedule: `initial_lr` where a scheduler has set it, else the largest rate seen so far."""
+    scale: float = 1.0
+    """The factor in force until now."""
+    loss: float = math.nan
+    """Loss of the step's own batch; NaN when unknown."""
+    total_steps: int | None = None
+    """Length of the run, when known."""
+    finite: bool = True
+    """False when a loss, a gradient or a weight was found non-finite."""
+    rule: str = ""
+    """Update rule that was recognised, such as "sgd" or "adam"."""
+    reason: str = ""
+    """Why `r` is unknown, when it is."""
+    warming: str = ""
+    """Why `r` is of a preconditioner that is still warming up, when it is: an upper bound for now, nothing to learn from."""
+    fresh: bool = True
+    """False: nothing was seen anew, the user's rate has moved and `r` was moved along with it."""
+    snapshot: bool = False
+    """Whether the run can remember its weights and go back to them (`Decision.weights`)."""
 
 
 @runtime_checkable

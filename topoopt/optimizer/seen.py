@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
+from topoopt.control import Seen
 from topoopt.measurement import GroupMeasurement, Measurement
 
 NEAR = 0.01
 """Neurons within this share of their group's diameter count as one."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Names as in `control.Reading`."""
-
-    gain: float = math.nan
-    measured_step: int = -1
-    topology_step: int = -1
-    neurons: int = 0
-    vanishing: int = 0
-    twins: int = 0
-    silent: int = -1
-    distinct: int = -1
-    effective_rank: float = math.nan
-    total_persistence: float = math.nan
-    largest_loop: float = math.nan
-    log_persistence: float = math.nan
 
 
 def what_was_seen(last: Measurement) -> Seen:

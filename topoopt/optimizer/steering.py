@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from topoopt.control import Policy, Reading, State, wish
+from topoopt.control import Policy, Reading, Seen, State, wish
 from topoopt.errors import ConfigError
 from topoopt.measurement import Decision, Measurement, SpectralReading
 from topoopt.optimizer.answers import checked, plain
-from topoopt.optimizer.seen import Seen, what_was_seen
+from topoopt.optimizer.seen import what_was_seen
 from topoopt.optimizer.state import LONG
 
 JUMP = 1.5
