@@ -249,6 +249,33 @@ def test_a_collapsed_network_at_the_loss_of_chance_is_no_end() -> None:
     assert run.go(10).policy == "preserve"
 
 
+def test_a_network_that_dies_in_a_dwells_last_steps_is_no_end_either() -> None:
+    """Their median is still calm then: the loss of now counts too."""
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss = 0.1
+    run.go(18)
+    run.loss, run.loop = 0.9, 0.0
+    run.go(2)
+    assert not any("hand-over" in event for event in run.events)
+    assert any("does not count yet: largest loop fell to 0" in event for event in run.events)
+    run.loss = 0.1  # alive after all
+    run.go(10)
+    assert "hand-over to preserve" in run.events
+
+
+def test_an_end_counts_where_a_loss_that_does_not_go_to_0_is_regained() -> None:
+    """Three quarters of what it had fallen by: here from 1 to 0.6, so below 0.7."""
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss = 0.6
+    run.go(10)
+    run.loss, run.loop = 0.75, 0.001
+    run.go(10)
+    assert "hand-over to preserve" not in run.events
+    run.loss = 0.65
+    run.go(10)
+    assert "hand-over to preserve" in run.events
+
+
 def test_what_grows_back_is_slowed_down_then_taken_back() -> None:
     run = started(Simplify(largest_loop=0.01, dwell=10))
     run.loss, run.loop = 0.5, 0.001

@@ -94,13 +94,14 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
     back = _regained(state)
-    if end and not (level >= first or level > back):
+    high = level if math.isnan(reading.loss) else max(level, reading.loss)  # also one that has died in this dwell's last steps
+    if end and not (high >= first or high > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)
     if end and count(state, "waited") > WAITS:  # simple because it is dead: a loss that does not come back
         return _lost(policy, reading, state, events)
     if end:
-        note = f"{end}; the loss {level:.4g} is to fall below {min(first, back):.4g}"
+        note = f"{end}; the loss {high:.4g} is to fall below {min(first, back):.4g}"
         if count(state, "waited") == 1:
             events = (*events, f"the end is seen, and does not count yet: {note}")
         return _hold(policy, reading, new_dwell(reading, {**state, "left": now}, policy.dwell), "wait", note, events)
