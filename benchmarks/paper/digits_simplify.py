@@ -11,17 +11,17 @@ effective rank that `Preserve` has, or a third of the units silent, at an accura
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from driving import command
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -183,35 +183,15 @@ def table(outcomes: list[Outcome]) -> None:
             print(f"{one.task}, {one.seed}: {[event for event in one.why if 'ended' in event]}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    path = options.out / "digits_simplify.json"
-    options.out.mkdir(exist_ok=True)
-    outcomes = [Outcome(**row) for row in json.loads(path.read_text())] if path.exists() else []
-    for name in () if options.replot else options.tasks:
-        outcomes = [one for one in outcomes if one.task != name]
-        for seed in range(options.seeds):
-            for policy in (Preserve(floor=1e-6), SIMPLIFY):
-                outcomes.append(run(name, seed, policy))
-                one = outcomes[-1]
-                print(
-                    name,
-                    seed,
-                    one.policy,
-                    f"{one.accuracy:.3f} rank {one.whole_rank:.1f} {one.seconds:.0f} s",
-                    flush=True,
-                )
-        rows = ",\n".join(json.dumps(asdict(one)) for one in outcomes)
-        path.write_text(f"[{rows}]\n")
-    table(outcomes)
-    picture(outcomes, path.with_suffix(".png"))
+def runs(task: str, seeds: int) -> Iterator[Outcome]:
+    """Of every seed: gently, then simplified."""
+    for seed in range(seeds):
+        for policy in (Preserve(floor=1e-6), SIMPLIFY):
+            one = run(task, seed, policy)
+            said = f"{one.accuracy:.3f} rank {one.whole_rank:.1f} {one.seconds:.0f} s"
+            print(task, seed, one.policy, said, flush=True)
+            yield one
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, "digits_simplify", TASKS, runs=runs, read=lambda row: Outcome(**row), table=table, picture=picture)

@@ -6,9 +6,12 @@ Full freedom over when things are read, and nothing but the library below the wr
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,3 +162,43 @@ def train(driven: Driven, batches: Iterator[Any] | range, losses: list[float]) -
         value.backward()
         losses.append(float(value.detach()))
         driven.take(losses[-1])
+
+
+def command(
+    doc: str | None,
+    name: str,
+    tasks: Iterable[str],
+    *,
+    runs: Callable[[str, int], Iterable[Any]],
+    read: Callable[[dict[str, Any]], Any],
+    table: Callable[[list[Any]], None],
+    picture: Callable[[list[Any], Path], None],
+) -> None:
+    """The command line of an experiment whose runs are kept, one a row, in `NAME.json`, with a plot beside it.
+
+    Args:
+        doc: help text.
+        name: of the two files.
+        tasks: their names; one that is run anew replaces its rows.
+        runs: (task, number of seeds) -> its runs, dataclasses with a `task`; each is kept as soon as it is there.
+        read: from a row to a run.
+        table: prints all runs.
+        picture: draws them.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(tasks), default=list(tasks))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = options.out / f"{name}.json"
+    options.out.mkdir(exist_ok=True)
+    kept = [read(row) for row in json.loads(path.read_text())] if path.exists() else []
+    for task in () if options.replot else options.tasks:
+        kept = [one for one in kept if one.task != task]
+        for one in runs(task, options.seeds):
+            kept.append(one)
+            path.write_text("[" + ",\n".join(json.dumps(asdict(each)) for each in kept) + "]\n")
+    table(kept)
+    picture(kept, path.with_suffix(".png"))

@@ -10,12 +10,11 @@ the number of distinct neurons; and expressivity: rank of the hidden activations
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simplify"))
 from digits_simplify import Perceptron
+from driving import command
 from tasks import Cnn, Task  # pyright: ignore[reportMissingImports]
 
 from topoopt import TopoOptimizer
@@ -229,29 +229,20 @@ def table(runs: list[Run]) -> None:
         print("| " + " | ".join([*cells, f"{mid(lambda o: o.width[1]):.0f} of {some[0].width[0]}", accuracy]) + " |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    path = options.out / "paper_phases.json"
-    options.out.mkdir(exist_ok=True)
-    rows = json.loads(path.read_text()) if path.exists() else []
-    runs = [Run(**{**row, "course": [Moment(**moment) for moment in row["course"]]}) for row in rows]
-    for name in () if options.replot else options.tasks:
-        runs = [one for one in runs if one.task != name]
-        for seed in range(min(options.seeds, TASKS[name][2])):
-            for rule, (_, rates) in RULES.items():
-                for rate in rates:
-                    runs.append(run(name, rule, rate, seed))
-                    print(name, rule, rate, seed, f"r/e {runs[-1].median_r:.2f} {runs[-1].seconds:.1f} s", flush=True)
-            path.write_text("[" + ",\n".join(json.dumps(asdict(one)) for one in runs) + "]\n")
-    table(runs)
-    picture(runs, path.with_suffix(".png"))
+def read(row: dict[str, Any]) -> Run:
+    """A run that was kept."""
+    return Run(**{**row, "course": [Moment(**moment) for moment in row["course"]]})
+
+
+def runs_of(task: str, seeds: int) -> Iterator[Run]:
+    """Of every seed: each rule at each of its rates."""
+    for seed in range(min(seeds, TASKS[task][2])):
+        for rule, (_, rates) in RULES.items():
+            for rate in rates:
+                one = run(task, rule, rate, seed)
+                print(task, rule, rate, seed, f"r/e {one.median_r:.2f} {one.seconds:.1f} s", flush=True)
+                yield one
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, "paper_phases", TASKS, runs=runs_of, read=read, table=table, picture=picture)

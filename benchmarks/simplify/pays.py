@@ -17,7 +17,9 @@ under squared loss with one-hot targets; `gpt2` (a GPT-2 of two layers with ReLU
 descriptions) by AdamW under cross entropy with label smoothing: a loss must keep its curvature for a rate to reach the edge
 of stability late. Every training but `plain` is steered by `Preserve` where it is not by `Simplify`.
 
-    python benchmarks/simplify/pays.py [--tasks mlp cnn gpt2] [--seeds 3] [--out FILE.json] [--replot]
+    python benchmarks/simplify/pays.py [--tasks mlp cnn gpt2] [--seeds 3] [--control] [--out FILE.json] [--replot]
+
+`--control` takes the rows `plain` and `plain, L2` anew, at the widths that the kept rows have.
 
 Needs scikit-learn, and for its rows Torch-Pruning (benchmarks/requirements.txt).
 """
@@ -143,14 +145,19 @@ class Notes:
         print(row, flush=True)
 
 
+def fresh_model(task: Task, seed: int, widths: list[int] | None = None) -> nn.Module:
+    """The start of every way of a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return task.build(widths)
+
+
 def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
     """All ways for one seed."""
     notes, steps, quarter = Notes(task, seed), task.steps, task.steps // 4
 
     def fresh(widths: list[int] | None = None) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return task.build(widths)
+        return fresh_model(task, seed, widths)
 
     def tuned(cut: nn.Module) -> nn.Module:
         return train(task, cut, seed + 1000, quarter, GENTLE)[0]
@@ -159,8 +166,6 @@ def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
         notes.add("scratch", train(task, fresh(widths), seed, steps, GENTLE)[0], given=given)
         notes.add("cut only", cut_to(task, full, widths, 2), given=given)
         notes.add("simplify, L2", tuned(cut_to(task, simple, widths, 2)), given=given)
-        for rate, at in larges.items():
-            notes.add("plain, L2", tuned(cut_to(task, at, widths, 2)), given=given, rate=rate)
         pruned = {f"L{power}": cut_to(task, most, widths, power) for power in (1, 2)}
         if task.torch_pruning and find_spec("torch_pruning"):
             pruned["Torch-Pruning"] = by_torch_pruning(task, most, widths)
@@ -172,16 +177,25 @@ def run_seed(task: Task, seed: int) -> list[dict[str, Any]]:
     notes.add("gentle", full)
     large, said = train(task, fresh(), seed, steps, SIMPLIFY)
     simple, _ = train(task, fresh(), seed, steps - quarter, SIMPLIFY)
-    larges = {rate: train(task, fresh(), seed, steps - quarter, rate)[0] for rate in task.large_rates}
     small = compacted(task, large)
     notes.add("simplify", small, given="simplify", before=task.accuracy(large), said=said)
     if task.widths(small) != task.widths(full):
         others(task.widths(small), "simplify")
     for share in SHARES:
         others([max(1, int(share * width)) for width in task.widths(full)], f"{share:.0%} of the width")
+    return [*notes.rows, *control(task, seed, notes.rows)]
+
+
+def control(task: Task, seed: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A plain large rate: as it is, and cut to the widths of the other ways' rows, then trained like them."""
+    notes, steps, quarter = Notes(task, seed), task.steps, task.steps // 4
     for rate in task.large_rates:
-        large, _ = train(task, fresh(), seed, steps, rate)
+        large, most = (train(task, fresh_model(task, seed), seed, n, rate)[0] for n in (steps, steps - quarter))
         notes.add("plain", compacted(task, large), rate=rate, before=task.accuracy(large))
+        for row in rows:
+            if row["method"] == "scratch" and row["seed"] == seed:
+                small = train(task, cut_to(task, most, row["widths"], 2), seed + 1000, quarter, GENTLE)[0]
+                notes.add("plain, L2", small, given=row["given"], rate=rate)
     return notes.rows
 
 
@@ -222,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--control", action="store_true", help="only the rows of a plain large rate")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "simplify.json")
     parser.add_argument("--replot", action="store_true", help="only print and draw the result that is there")
     options = parser.parse_args()
@@ -229,7 +244,12 @@ def main() -> None:
     began = time.process_time()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     for name in () if options.replot else options.tasks:
-        rows = [row for seed in range(options.seeds) for row in run_seed(TASKS[name](), seed)]
+        kept = [row for row in result["rows"] if row["task"] == name and not row["method"].startswith("plain")]
+        seeds = range(options.seeds)
+        if options.control:
+            rows = kept + [row for seed in seeds for row in control(TASKS[name](), seed, kept)]
+        else:
+            rows = [row for seed in seeds for row in run_seed(TASKS[name](), seed)]
         rows = [{**row, "steps": TASKS[name].steps} for row in rows]
         result["rows"] = [row for row in result["rows"] if row["task"] != name] + rows
         result |= {"torch": torch.__version__, "topoopt": topoopt.__version__}
