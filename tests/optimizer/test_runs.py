@@ -20,6 +20,7 @@ from topoopt import Measurement, Phase, TopoOptimizer
 from topoopt.curvature import proximity
 from topoopt.geometry import compare
 from topoopt.measurement import Decision, SpectralReading
+from topoopt.optimizer.steering import MOST
 from topoopt.summary import Summary
 
 
@@ -319,7 +320,7 @@ def test_the_budget_is_for_everything_in_every_mode(mode: str) -> None:
     cadence = topo.topo.cadence
     assert cadence.spent >= spent[0]
     assert len(told) <= 2  # a second one only if the machine let 1 s pass
-    assert cadence.readings < 10
+    assert cadence.readings <= MOST  # on credit, and what little time the machine let pass
     topo.detach()
 
 
