@@ -15,7 +15,7 @@ from topoopt.config import STEERED, WATCHED
 from topoopt.control import Reading, State
 from topoopt.measurement import Decision
 from topoopt.optimizer import instruments
-from topoopt.optimizer.cadence import AFTERMATH, CREDIT, FIRST_STEPS, Cadence
+from topoopt.optimizer.cadence import AFTERMATH, FIRST_STEPS, Cadence
 from topoopt.optimizer.steering import MOST, NEEDS
 
 READING, NEURONS, TAPE = 4.0, 2.0, 0.2
@@ -25,10 +25,10 @@ READING, NEURONS, TAPE = 4.0, 2.0, 0.2
 class Priced(Cadence):
     """On a clock of its own: a step takes 1."""
 
-    def __init__(self, every: int, budget: float | None, clock: object = None, credit: int = CREDIT) -> None:
+    def __init__(self, every: int, budget: float | None, clock: object = None, needs: int | None = None) -> None:
         self.now = 0.0
         self.taken: list[int] = []
-        super().__init__(every, budget, lambda: self.now, credit)
+        super().__init__(every, budget, lambda: self.now, needs)
 
     def book(self, seconds: float) -> None:
         pass

@@ -94,7 +94,9 @@ def _look(policy: Simplify, reading: Reading, state: State, now: measures.Values
     if reading.snapshot and level > DEAD * first and _same(values(state, "left"), now, FIXED):
         return _lost(policy, reading, state, events, "dead: its neurons no longer move")
     back = _regained(state)
-    high = level if math.isnan(reading.loss) else max(level, reading.loss)  # also one that has died in this dwell's last steps
+    high = (
+        level if math.isnan(reading.loss) else max(level, reading.loss)
+    )  # also one that has died in this dwell's last steps
     if end and not (high >= first or high > back):
         why = f"simplify ended: {end} at {dose:.3g} e/K"
         return repair.hand_over(policy, reading, {**state, "left": now}, *events, why, reached=True)

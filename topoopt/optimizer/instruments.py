@@ -18,7 +18,7 @@ from topoopt.curvature import Tape, recognise
 from topoopt.measurement import Cost, Decision, Measurement, SpectralReading
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.attach import acts_after, rule_of
-from topoopt.optimizer.cadence import CREDIT, Cadence, Due
+from topoopt.optimizer.cadence import Cadence, Due
 from topoopt.optimizer.capture import Capture
 from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.history import History
@@ -77,8 +77,8 @@ class Instruments:
         self.config, self.loss, self.steers = config, loss, config.policy.steers
         declared = check_steerable(rule) if self.steers else ""
         self.faults, self.ranks = Faults(), Ranks(model)
-        needs = needed(config.policy) if self.steers else 1 + CREDIT
-        self.cadence = Cadence(config.every, config.largest_share, credit=needs - 1)
+        needs = needed(config.policy) if self.steers else None
+        self.cadence = Cadence(config.every, config.largest_share, needs=needs)
         self.capture, self.reader = Capture(model, self.ranks), Reader(rule, config, self.ranks)
         outer = type(optimizer).__name__ if acts_after(optimizer) else ""
         self.neurons = Neurons(config, groups, outer, self.faults)
