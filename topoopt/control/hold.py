@@ -112,7 +112,8 @@ class Hold:
         if not seen:
             return self._blind(reading, wanted, caveat, events), after
         faded = _has_faded(after)
-        k = _typical(seen) if state["found"] else _leaving(seen)
+        heavy = bool(state["found"]) or "adam" in reading.rule.lower()  # tails, in which three that rise are no trend
+        k = _typical(seen) if heavy else _leaving(seen)
         peak, rule = self._peak(reading, wanted / k, state["peak"], trouble, faded)
         first = state["first_peak"] if isinstance(state["first_peak"], float) else peak
         note = said(caveat, trouble, FADING if rule == "faded" else "")
