@@ -73,8 +73,9 @@ class Snapshot:
         if not self._allowed:
             return
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        self._weights = [(t, t.detach().to("cpu", copy=True)) for t in (*weights, *buffers)]
-        self._state = [(p, _copied(optimizer.state[p]) if p in optimizer.state else {}) for p in weights]
+        values = [(t, t.detach().to("cpu", copy=True)) for t in (*weights, *buffers)]
+        state = [(p, _copied(optimizer.state[p]) if p in optimizer.state else {}) for p in weights]
+        self._weights, self._state = values, state  # both or none: one step's weights never meet another's state
 
     @torch.no_grad()
     def back(self, optimizer: Optimizer) -> bool:
@@ -133,6 +134,7 @@ class Certifier:
     @torch.no_grad()
     def before(self, model: nn.Module, groups: list[NeuronGroup]) -> None:
         """Keep the measured parameters and clouds as they are."""
+        self._before, self._clouds, self.factor = [], {}, 1.0  # of a step whose certificate failed
         names = {name for group in groups for name in parameter_names(group)}
         named = unwrap(model).named_parameters(remove_duplicate=False)
         measured = {id(p): p for name, p in named if name in names}  # by identity: a tied parameter is blended once
