@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -153,11 +155,21 @@ def durations(tests: list[str]) -> dict[str, float]:
     if not child:
         order = InOrder({})
         code = run(tests, order)
-        file.write_text(json.dumps(order.seen))
+        others = [name for name, module in sys.modules.items() if not _is_own(module)]
+        file.write_text(json.dumps([order.seen, others]))
         os._exit(code)
     if os.waitpid(child, 0)[1]:
         raise SystemExit(f"the tests {tests} fail without any change")
-    return json.loads(file.read_text())
+    seen, others = json.loads(file.read_text())
+    for name in others:  # loaded once, for all forks
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    return seen
+
+
+def _is_own(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is None or (Path(file).is_relative_to(ROOT) and ".venv" not in file)
 
 
 def noticed(path: Path, tree: ast.Module, tests: list[str], known: dict[str, float]) -> bool:
@@ -194,8 +206,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], metavar="FILE:LINE", help="every mutant of these lines")
     asked = parser.parse_args()
-    import hypothesis  # noqa: F401 -- loaded once, for all forks
-    import scipy.spatial  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
@@ -218,6 +228,7 @@ def try_room(room: str, some: list[tuple[Path, int]], every: int) -> None:
             what = change(node)
             seen = noticed(path, tree, tests, known)
             tried, killed = tried + 1, killed + seen
+            print(f"{tried} of {len(some)} tried", end="\r", file=sys.stderr, flush=True)
             if seen:
                 continue
             file = str(path.relative_to(ROOT / "topoopt"))
