@@ -29,6 +29,8 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+SLOW = 5
+"""Seconds; tests that take longer are left out: they train, or start programs, in which nothing is changed."""
 HANGS = 3
 """A mutant whose tests take so many times as long as those of the source itself, and a minute, hangs: it is noticed."""
 ROOMS = {
@@ -128,6 +130,7 @@ class InOrder:
         self.known, self.seen = known, dict[str, float]()
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if self.known.get(item.nodeid, 0.0) < SLOW]
         items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report: Any) -> None:

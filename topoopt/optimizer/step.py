@@ -30,7 +30,7 @@ from topoopt.optimizer.attach import Nesting, has_closure, seen_within
 from topoopt.optimizer.cadence import Due
 from topoopt.optimizer.faults import logger
 from topoopt.optimizer.instruments import Instruments, Step
-from topoopt.optimizer.weights import Sample
+from topoopt.optimizer.weights import Certifier, Sample
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Stepper(Instruments):
         if step.due is Due.MEASUREMENT:
             step.compares = step.early or self._guarded("measuring", self._take_points, False)
         if self.certifier is not None:
-            self._guarded("strict", self._begin_certificate, None)
+            self._guarded("strict", partial(self._begin_certificate, self.certifier), None)
         if self.steers:
             self._guarded_steering(step, tape, rates)
         if step.reading is not None:
@@ -154,23 +154,28 @@ class Stepper(Instruments):
 
     # -- steering ----------------------------------------------------------------------------------------------------
 
-    def _begin_certificate(self) -> None:
-        assert self.certifier is not None
+    def _begin_certificate(self, certifier: Certifier) -> None:
         self.find_groups()
-        self.certifier.before(self.capture.model, self.neurons.groups.all)
+        groups = self.neurons.groups.all
+        failed = self._guarded("strict", partial(certifier.before, self.capture.model, groups), True)
+        if self.ranks.any(bool(failed)):
+            certifier.forget()
 
     def _guarded_steering(self, step: Step, tape: Tape | None, rates: tuple[float, ...] | None) -> None:
-        """Steer; after a fault, and where the rates could not be read, the user's own rate is in force."""
-        reason = "the rates could not be read"
+        """Steer; after a fault on any rank, and where the rates could not be read, the user's own rate is in force."""
+        reason = "the rates could not be read" if rates is None else ""
         try:
             if rates is not None:
                 self._steer(step, tape, rates)
-                return
         except Exception as error:
-            self.lr_scale = 1.0
             self.give_back()
             reason = self.faults.note("steering", error)
-        self._guarded("steering", partial(self.steering.release, reason), None)
+        if not self._guarded("steering", partial(self.ranks.any, bool(reason)), True):
+            return
+        self.lr_scale = 1.0
+        self.give_back()
+        release = partial(self.steering.release, reason or "another rank could not steer; its log says why")
+        self._guarded("steering", release, None)
 
     def _steer(self, step: Step, tape: Tape | None, rates: tuple[float, ...]) -> None:
         """Choose the coming step's factor and put it on."""
@@ -241,7 +246,7 @@ class Stepper(Instruments):
             self._guarded("steering", self._go_back, None)
         began = time.perf_counter()
         if self.certifier is not None:
-            self._guarded("strict", self._certify, None)
+            self._guarded("strict", partial(self._certify, self.certifier), None)
         if step.reading is not None:
             self._guarded("reading", self._tell_reading, None)
         if step.compares:
@@ -268,9 +273,14 @@ class Stepper(Instruments):
         if self.snapshot.back(self.rule):
             self.reader.forget()
 
-    def _certify(self) -> None:
-        assert self.certifier is not None
-        self.lr_scale *= self.certifier.after(self.capture.model, self.neurons.groups.all)
+    def _certify(self, certifier: Certifier) -> None:
+        """Shorten the step where it must be, on all ranks by the same factor or on none."""
+        seen = partial(certifier.gain, self.capture.model, self.neurons.groups.all)
+        gain = self._guarded("strict", seen, math.nan)
+        if self.ranks.any(math.isnan(gain)):
+            certifier.forget()
+            return
+        self.lr_scale *= self._guarded("strict", partial(certifier.shorten, self.ranks.from_zero(gain)), 1.0)
 
     def _tell_reading(self) -> None:
         step = self.step

@@ -141,11 +141,20 @@ class Certifier:
         self._before = [(p, p.detach().clone()) for p in measured.values()]
         self._clouds = {group.name: group.points(model) for group in groups}
 
+    def forget(self) -> None:
+        """The coming step is not certified: a rank could not take its neurons down."""
+        self._before, self._clouds = [], {}
+
     @torch.no_grad()
-    def after(self, model: nn.Module, groups: list[NeuronGroup]) -> float:
+    def gain(self, model: nn.Module, groups: list[NeuronGroup]) -> float:
+        """By how much the step just taken has stretched a pair of neurons at most."""
+        seen = [(group, self._clouds[group.name]) for group in groups if group.name in self._clouds]
+        now = [group.points(model) for group, _ in seen]  # gathered by all ranks, whatever fails then
+        return max((compare(then, points).gain for (_, then), points in zip(seen, now)), default=0.0)
+
+    @torch.no_grad()
+    def shorten(self, gain: float) -> float:
         """Shorten the step just taken where it must be; returns by how much (1.0: it stands as it is)."""
-        seen = [group for group in groups if group.name in self._clouds]
-        gain = max((compare(self._clouds[g.name], g.points(model)).gain for g in seen), default=0.0)
         self.factor = 1.0 if gain < 1.0 else MARGIN / gain
         if self.factor < 1.0:
             self.shortened += 1
