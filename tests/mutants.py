@@ -21,18 +21,23 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SLOW = 5
-"""Seconds; tests that take longer are left out: they train, or start programs, in which nothing is changed."""
+"""Seconds of CPU; tests that take longer are left out: they train, or start programs, in which nothing is changed."""
 HANGS = 3
-"""A mutant whose tests take so many times as long as those of the source itself, and a minute, hangs: it is noticed."""
+"""A mutant whose tests take so many times the CPU of those of the source itself, and a minute, hangs: it is noticed."""
+ASLEEP = 3600
+"""So it is after so many seconds by the clock: not far fewer, a busy machine is no hang."""
 ROOMS = {
     "critical": (["critical.py"], ["control/test_critical.py"]),
     "control": (["control/*.py"], ["control"]),
@@ -40,7 +45,10 @@ ROOMS = {
     "geometry": (["geometry/*.py"], ["geometry"]),
     "curvature": (
         ["curvature/krylov.py", "curvature/rules.py", "curvature/rates.py", "curvature/passage.py"],
-        ["curvature"],
+        [
+            f"curvature/test_curvature_{name}.py"
+            for name in ("lanczos", "rules", "forms", "crossing", "engines", "tape")
+        ],
     ),
 }
 """Room -> (what is changed, the tests that must notice)."""
@@ -133,15 +141,16 @@ class InOrder:
         items[:] = [item for item in items if self.known.get(item.nodeid, 0.0) < SLOW]
         items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seen[report.nodeid] = self.seen.get(report.nodeid, 0.0) + report.duration
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Generator[None, object, object]:
+        began = sum(os.times()[:4])
+        result = yield
+        self.seen[item.nodeid] = sum(os.times()[:4]) - began
+        return result
 
 
 def run(tests: list[str], order: InOrder) -> int:
     """The tests' exit code; what fails is not made smaller, and nothing is remembered."""
-    import hypothesis
-    import pytest
-
     quick = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
     hypothesis.settings.register_profile("mutants", phases=quick, database=None, deadline=None)
     hypothesis.settings.load_profile("mutants")
@@ -152,7 +161,7 @@ def run(tests: list[str], order: InOrder) -> int:
 
 
 def durations(tests: list[str]) -> dict[str, float]:
-    """Seconds of each test of a room with the source as it is, in a fork; they must pass."""
+    """Seconds of CPU of each test of a room with the source as it is, in a fork; they must pass."""
     file = Path(tempfile.mkdtemp()) / "durations.json"
     child = os.fork()
     if not child:
@@ -180,7 +189,8 @@ def noticed(path: Path, tree: ast.Module, tests: list[str], known: dict[str, flo
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.alarm(60 + int(HANGS * sum(known.values())))  # ends the fork
+        signal.setitimer(signal.ITIMER_PROF, 60 + HANGS * sum(known.values()))  # ends the fork
+        signal.alarm(ASLEEP)
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         sys.meta_path.insert(0, Changed(name, path, tree))
         os._exit(run(tests, InOrder(known)))
