@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "topoopt", "gloo_ranks"]
+PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "topoopt.optimizer.wrapper", "gloo_ranks"]
 """Loaded once, in the process that ranks are forked from: loading them takes longer than most of these tests."""
 START = "forkserver" if sys.platform == "linux" else "spawn"
 
