@@ -60,6 +60,16 @@ EQUIVALENT = {
         "`wanted <= GROWTH * last` -> `wanted < GROWTH * last`",
     ): "where the two are equal so are the rates",
     (
+        "control/hold.py",
+        "if faded and wanted > last:",
+        "`wanted > last` -> `wanted >= last`",
+    ): "where the two are equal so are the rates",
+    (
+        "geometry/extremes.py",
+        "self._place = torch.where(best > self._best, place, self._place)",
+        "`best > self._best` -> `best >= self._best`",
+    ): "of two extremes that are alike either may be named",
+    (
         "control/preserve.py",
         'require_number("Preserve", "keep", self.keep, "a share in [0, 1)", -SMALLEST, 1 - 1e-9)',
         "`1e-09` -> `1.5000000000000002e-09`",
