@@ -289,9 +289,8 @@ class Stepper(Instruments):
         step.reading = step.reading.at(self.lr_scale, *lengths)
         self.history.read(step.reading)
 
-    def _measure(self, *, stood: bool = False) -> None:
-        self.step.compares = False
-        self.complete(stood=stood, wait=stood)
+    def _measure(self) -> None:
+        self.complete()
         self.measured = True
 
     def _book(self, step: Step) -> None:
