@@ -1,31 +1,43 @@
 """Mutation testing: one small change in the source at a time, and the tests of its room must notice.
 
-    python tests/mutants.py [--room control] [--count 100] [--seed 0]
+    python tests/mutants.py [--room control] [--count 100] [--seed 0] [--only control/hold.py:97 ...]
 
 Changes are drawn at random from all places of a room: comparisons, signs, `and`/`or`, `min`/`max`, conditions, numbers. Each is
-tried in a fork of one process that has torch loaded, so that a mutant costs what its tests cost. Prints the survivors, and the
-share that was noticed. Of our own, because mutmut leaves alone what stands outside of functions, where our thresholds are.
+tried in a fork of one process that has torch loaded; the tests run from the quickest to the slowest, to the first that fails.
+Prints the survivors, and the share that was noticed of those that change anything. Of our own, because mutmut leaves alone what
+stands outside of functions, where our thresholds are.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
 import importlib.util
+import json
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
+import pytest
+
 ROOT = Path(__file__).parents[1]
-LIMIT = 180
-"""Seconds after which a mutant counts as noticed: it hangs."""
+SLOW = 5
+"""Seconds of CPU; tests that take longer are left out: they train, or start programs, in which nothing is changed."""
+HANGS = 3
+"""A mutant whose tests take so many times the CPU of those of the source itself, and a minute, hangs: it is noticed."""
+ASLEEP = 3600
+"""So it is after so many seconds by the clock: not far fewer, a busy machine is no hang."""
 ROOMS = {
     "critical": (["critical.py"], ["control/test_critical.py"]),
     "control": (["control/*.py"], ["control"]),
@@ -33,10 +45,42 @@ ROOMS = {
     "geometry": (["geometry/*.py"], ["geometry"]),
     "curvature": (
         ["curvature/krylov.py", "curvature/rules.py", "curvature/rates.py", "curvature/passage.py"],
-        ["curvature"],
+        [
+            f"curvature/test_curvature_{name}.py"
+            for name in ("lanczos", "rules", "forms", "crossing", "engines", "tape")
+        ],
     ),
 }
 """Room -> (what is changed, the tests that must notice)."""
+EQUIVALENT = {
+    ("control/ramp.py", '"still": 0,', "`0` -> `1`"): "counted anew at the next look, before anything asks for it",
+    (
+        "control/hold.py",
+        'return (wanted, "target") if wanted <= GROWTH * last else (GROWTH * last, "growth")',
+        "`wanted <= GROWTH * last` -> `wanted < GROWTH * last`",
+    ): "where the two are equal so are the rates",
+    (
+        "control/hold.py",
+        "if faded and wanted > last:",
+        "`wanted > last` -> `wanted >= last`",
+    ): "where the two are equal so are the rates",
+    (
+        "geometry/extremes.py",
+        "self._place = torch.where(best > self._best, place, self._place)",
+        "`best > self._best` -> `best >= self._best`",
+    ): "of two extremes that are alike either may be named",
+    (
+        "control/preserve.py",
+        'require_number("Preserve", "keep", self.keep, "a share in [0, 1)", -SMALLEST, 1 - 1e-9)',
+        "`1e-09` -> `1.5000000000000002e-09`",
+    ): "stands for the open end of an interval",
+    (
+        "geometry/step.py",
+        "contractions = inner.div_(u2).mul_(-self._t).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)",
+        "`-math.inf` -> `+math.inf`",
+    ): "a pair at one place has no inner product: it is NaN, never infinite",
+}
+"""(File, line, change) -> why nothing that anybody could see depends on it."""
 _PAIRS = (
     (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.Add, ast.Sub),
     (ast.Mult, ast.Div), (ast.And, ast.Or),
@@ -114,21 +158,84 @@ class Changed(MetaPathFinder, Loader):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def noticed(path: Path, tree: ast.Module, tests: list[str]) -> bool:
+class InOrder:
+    """Runs the tests from the quickest to the slowest, or finds out how long each takes."""
+
+    def __init__(self, known: dict[str, float]) -> None:
+        self.known, self.seen = known, dict[str, float]()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if self.known.get(item.nodeid, 0.0) < SLOW]
+        items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Generator[None, object, object]:
+        began = sum(os.times()[:4])
+        result = yield
+        self.seen[item.nodeid] = sum(os.times()[:4]) - began
+        return result
+
+
+def run(tests: list[str], order: InOrder) -> int:
+    """The tests' exit code; what fails is not made smaller, and nothing is remembered."""
+    quick = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
+    hypothesis.settings.register_profile("mutants", phases=quick, database=None, deadline=None)
+    hypothesis.settings.load_profile("mutants")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+    return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)], plugins=[order]))
+
+
+def durations(tests: list[str]) -> dict[str, float]:
+    """Seconds of CPU of each test of a room with the source as it is, in a fork; they must pass."""
+    file = Path(tempfile.mkdtemp()) / "durations.json"
+    child = os.fork()
+    if not child:
+        order = InOrder({})
+        code = run(tests, order)
+        others = [name for name, module in sys.modules.items() if not _is_own(module)]
+        file.write_text(json.dumps([order.seen, others]))
+        os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"the tests {tests} fail without any change")
+    seen, others = json.loads(file.read_text())
+    for name in others:  # loaded once, for all forks
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    return seen
+
+
+def _is_own(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is None or (Path(file).is_relative_to(ROOT) and ".venv" not in file)
+
+
+def noticed(path: Path, tree: ast.Module, tests: list[str], known: dict[str, float]) -> bool:
     """Whether the tests fail, in a fork."""
     child = os.fork()
     if not child:
-        import pytest
-
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.alarm(LIMIT)  # ends the fork: a mutant that hangs is noticed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(1, 2)
+        signal.setitimer(signal.ITIMER_PROF, 60 + HANGS * sum(known.values()))  # ends the fork
+        signal.alarm(ASLEEP)
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         sys.meta_path.insert(0, Changed(name, path, tree))
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
-        os._exit(int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)])))
+        os._exit(run(tests, InOrder(known)))
     return os.waitpid(child, 0)[1] != 0
+
+
+def drawn(room: str, count: int, seed: int, only: list[str]) -> tuple[list[tuple[Path, int]], int]:
+    """Places of a room, as file and number, and how many there are; `only`: those of these lines, all of them."""
+    patterns = ROOMS[room][0]
+    found = [path for pattern in patterns for path in sorted((ROOT / "topoopt").glob(pattern))]
+    every = [
+        (path, i, f"{path.relative_to(ROOT / 'topoopt')}:{getattr(node, 'lineno', 0)}")
+        for path in found
+        for i, node in enumerate(places(ast.parse(path.read_text(encoding="utf-8"))))
+    ]
+    some = random.Random(seed).sample(every, min(count, len(every)))
+    taken = [one for one in every if one[2] in only] if only else some
+    return [(path, i) for path, i, _ in taken], len(every)
 
 
 def main() -> int:
@@ -137,32 +244,44 @@ def main() -> int:
     parser.add_argument("--room", choices=ROOMS, action="append")
     parser.add_argument("--count", type=int, default=100, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[], metavar="FILE:LINE", help="every mutant of these lines")
     asked = parser.parse_args()
-    import hypothesis  # noqa: F401 -- loaded once, for all forks
-    import scipy.spatial  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for room in asked.room or ROOMS:
-        files, tests = ROOMS[room]
-        found = [path for pattern in files for path in sorted((ROOT / "topoopt").glob(pattern))]
-        every = [(path, i) for path in found for i, _ in enumerate(places(ast.parse(path.read_text(encoding="utf-8"))))]
-        drawn = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
-        killed = tried = 0
-        try:
-            for path, i in drawn:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                node: Any = list(places(tree))[i]
-                what = change(node)
-                seen = noticed(path, tree, tests)
-                tried, killed = tried + 1, killed + seen
-                if not seen:
-                    print(f"{path.relative_to(ROOT)}:{node.lineno}: {what} survives", flush=True)
-        finally:  # told to stop, it says how far it has come
-            share = f"{killed / max(1, tried):.0%}"
-            print(f"{room}: {killed} of {tried} noticed ({share}), of {len(every)} places", flush=True)
+        some, every = drawn(room, asked.count, asked.seed, asked.only)
+        try_room(room, some, every)
     return 0
+
+
+def try_room(room: str, some: list[tuple[Path, int]], every: int) -> None:
+    """Try these mutants of a room and say what came of it."""
+    tests = ROOMS[room][1]
+    known = durations(tests)
+    killed = tried = same = 0
+    try:
+        for path, i in some:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            tree = ast.parse("\n".join(lines))
+            node: Any = list(places(tree))[i]
+            what = change(node)
+            seen = noticed(path, tree, tests, known)
+            tried, killed = tried + 1, killed + seen
+            print(f"{tried} of {len(some)} tried", end="\r", file=sys.stderr, flush=True)
+            if seen:
+                continue
+            file = str(path.relative_to(ROOT / "topoopt"))
+            why = EQUIVALENT.get((file, lines[node.lineno - 1].strip(), what), "")
+            same += bool(why)
+            print(f"{file}:{node.lineno}: {what} {f'changes nothing: {why}' if why else 'survives'}", flush=True)
+    finally:  # told to stop, it says how far it has come
+        share = f"{killed / max(1, tried - same):.0%}"
+        print(
+            f"{room}: {killed} of {tried} noticed, {same} change nothing: {share} of the others; {every} places",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

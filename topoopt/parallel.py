@@ -77,6 +77,14 @@ class Ranks:
         dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self.group)
         return bool(seen.item() > 0)
 
+    def any_each(self, flags: Sequence[bool]) -> list[bool]:
+        """For each of these flags, as many on all ranks, whether it is set on at least one."""
+        if not self.active or not flags:
+            return list(flags)
+        seen = torch.tensor(flags, dtype=torch.float32, device=self._device())
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self.group)
+        return [one > 0 for one in seen.tolist()]
+
     def from_zero(self, value: T) -> T:
         """The first rank's value: a float by a broadcast of eight bytes, anything else pickled."""
         if not self.active:

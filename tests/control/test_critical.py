@@ -60,6 +60,8 @@ def test_hysteresis_holds_noise_and_lets_go() -> None:
     assert plain(2 * (1 - BAND / 2), previous=Phase.SIMPLIFICATION) is Phase.SIMPLIFICATION
     assert plain(2 * (1 - 2 * BAND), previous=Phase.SIMPLIFICATION) is Phase.PERMISSIVE
     assert plain(0.5, previous=Phase.SIMPLIFICATION) is Phase.CONSTRAINED
+    assert plain(1 - BAND, previous=Phase.PERMISSIVE) is Phase.PERMISSIVE  # the ends of the band belong to it
+    assert plain((1 - BAND) * 2.0, previous=Phase.SIMPLIFICATION) is Phase.SIMPLIFICATION
 
 
 @given(r=st.floats(1.0, 1e6), previous=st.sampled_from(Phase))

@@ -9,6 +9,7 @@ import pytest
 
 from topoopt.control import Hold, Reading, State
 from topoopt.control.hold import GROWTH, LOWEST, START
+from topoopt.control.tracking import watch_loss
 
 
 def reading(step: int = 0, r: float = 1.0, **more) -> Reading:
@@ -90,6 +91,15 @@ def test_a_guard_halves_the_rate_and_is_an_event() -> None:
     assert spike.events
     blind, _ = Hold(0.5).decide(reading(14, math.nan, loss=math.inf, finite=False), state)
     assert blind.scale == pytest.approx(calm[-1] / 2)
+
+
+def test_a_new_level_of_the_loss_is_got_used_to_once_it_is_most_of_the_last_21() -> None:
+    state: State = {}
+    trouble = []
+    for loss in [2.0, *[1.0] * 21, *[2.2] * 13]:
+        said, state = watch_loss(reading(loss=loss), state, 1.01)
+        trouble.append(bool(said))
+    assert trouble == [False] * 22 + [True] * 11 + [False] * 2
 
 
 def test_a_run_too_short_is_told_so_once() -> None:

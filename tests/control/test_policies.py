@@ -235,6 +235,21 @@ def test_policies_round_trip_through_json(policy: Policy) -> None:
     assert TopoConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        (Report(), {}),
+        (Preserve(), {"target": 0.9, "floor": 0.01, "keep": 0.5, "interval": 10}),
+        (Hold(), {"target": None, "guard": 2.0, "floor": 1e-6, "interval": 5}),
+        (Simplify(), {"ceiling": 200.0, "guard": None, "up": 1.3, "dwell": 50, "calm": 2.0, "interval": 10}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_the_documentation_promises_of_a_policy_as_it_comes(policy: Policy, settings: dict) -> None:
+    assert {name: getattr(policy, name) for name in settings} == settings
+    assert policy.steers == (policy.name != "report")
+
+
 @dataclass(frozen=True)
 class Half:
     """A policy of one's own, as a user would write it."""

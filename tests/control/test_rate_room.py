@@ -44,6 +44,17 @@ def test_a_rate_set_since_is_the_users_and_stays() -> None:
 
 
 @pytest.mark.parametrize("lr", [2.0, torch.tensor(2.0)], ids=["number", "tensor"])
+def test_a_copy_that_takes_a_groups_place_during_the_step_gets_the_users_rate_too(lr) -> None:
+    opt = optimizer(lr, 1.0)
+    scaler = RateScaler(opt)
+    scaler.apply(opt.param_groups, 0.25)
+    opt.param_groups[:] = [dict(group) for group in opt.param_groups]
+    scaler.restore()
+    assert rates(opt) == [2.0, 1.0]
+    assert not scaler.applied
+
+
+@pytest.mark.parametrize("lr", [2.0, torch.tensor(2.0)], ids=["number", "tensor"])
 @pytest.mark.parametrize("after", [0, 1])
 def test_an_interrupt_in_the_middle_of_applying_loses_nothing(lr, after: int) -> None:
     class Stopped(dict):

@@ -168,6 +168,7 @@ def test_a_run_lost_too_often_ends_with_the_reason() -> None:
         ({"distinct": 0.3}, {"distinct": 3}),
         ({"twins": 5}, {"twins": 6}),
         ({"silent": 0.3}, {"silent": 3}),
+        ({"silent": 1}, {"silent": 1}),  # one neuron, not all of them
         ({"vanishing": 2}, {"vanishing": 2}),
     ],
 )
@@ -239,6 +240,33 @@ def test_an_end_that_holds_twice_is_reached_without_its_margin() -> None:
     assert run.go(10).policy == "preserve"
 
 
+def test_looks_at_which_an_end_holds_count_in_a_row() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.loss = 0.5
+    for loop in (0.009, 0.011, 0.009):
+        run.loop = loop
+        assert run.go(10).policy == "simplify"
+    assert run.go(10).policy == "preserve"
+
+
+def test_the_stride_grows_from_the_second_calm_dwell_beyond_the_edge_on() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.curvature = 2 * K
+    rates = [run.rate]
+    for loop in (0.29, 0.27, 0.25):  # something moves
+        run.loop, run.loss = loop, run.loss * 0.9
+        run.go(10)
+        rates.append(run.rate)
+    assert [after / rate for rate, after in itertools.pairwise(rates)] == pytest.approx([1.3, 1.3**2, 1.3**2])
+
+
+def test_a_loss_is_given_a_fifth_of_a_dwell_to_come_back_before_the_run_is_lost_again() -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10))
+    run.go(11)
+    run.loss = 1e6
+    assert [run.go(1).rule for _ in range(4)] == ["guard", "dwell", "guard", "dwell"]
+
+
 def test_a_collapsed_network_at_the_loss_of_chance_is_no_end() -> None:
     run = started(Simplify(largest_loop=0.01, dwell=10))
     run.loss = 0.1
@@ -276,8 +304,9 @@ def test_an_end_counts_where_a_loss_that_does_not_go_to_0_is_regained() -> None:
     assert "hand-over to preserve" in run.events
 
 
-def test_what_grows_back_is_slowed_down_then_taken_back() -> None:
-    run = started(Simplify(largest_loop=0.01, dwell=10))
+@pytest.mark.parametrize("total", [None, 1000])
+def test_what_grows_back_is_slowed_down_then_taken_back(total: int | None) -> None:
+    run = started(Simplify(largest_loop=0.01, dwell=10), total=total)
     run.loss, run.loop = 0.5, 0.001
     assert run.go(10).weights == "keep"
     run.curvature = K / 10
@@ -341,7 +370,7 @@ def test_it_leaves_the_end_of_a_run_of_known_length_to_the_repair() -> None:
     assert run.decisions[-1][1].policy == "simplify"
     run.go(1)
     assert run.decisions[-1][1].policy == "preserve"
-    assert any("last 10%" in event and "largest loop 0.3" in event for event in run.events)
+    assert any("last 10%" in event and "largest loop 0.3 (asked for: 0.01)" in event for event in run.events)
 
 
 def test_a_run_whose_time_is_over_in_an_excursion_goes_back_to_its_calm_weights() -> None:

@@ -64,8 +64,8 @@ def ended(rest: str, code: int, ending: signal.Signals | None = None) -> tuple[O
         assert running.stdout is not None
         running.stdout.readline()
         running.send_signal(ending)
-    said, wrong = running.communicate(timeout=60)
-    bare.communicate(timeout=60)
+    said, wrong = running.communicate(timeout=250)
+    bare.communicate(timeout=250)
     assert (running.returncode, bare.returncode) == (code, 0), (running.returncode, said, wrong[-2000:])
     same = (folder / "bare").read_bytes() == (folder / "measured").read_bytes()
     return Observed(same=same), folder

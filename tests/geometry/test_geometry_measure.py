@@ -249,3 +249,13 @@ def test_on_the_gpu():
     on_gpu, on_cpu = collect([measure(x.to(device), y.to(device), windows={"first": StoredCloud.of(x)}), measure(x, y)])
     assert on_gpu.distortion.gain == pytest.approx(on_cpu.distortion.gain, rel=1e-4)
     assert on_gpu.deaths == pytest.approx(on_cpu.deaths, rel=1e-4)
+
+
+def test_a_long_chain_of_nearest_neighbours_is_one_component_of_the_tree():
+    """Each point's nearest is the next one: what a round merges is as deep as the chain is long; two of them, far apart."""
+    gaps = torch.linspace(2, 1, 16, dtype=torch.float64)
+    chain = torch.cat([torch.zeros(1, dtype=torch.float64), gaps.cumsum(0)])
+    points = torch.cat([chain, chain + 1000])[:, None]
+    deaths = Cloud(points).tree.deaths
+    between = torch.tensor([1000 - float(gaps.sum())], dtype=torch.float64)
+    assert torch.allclose(deaths.sort().values, torch.cat([gaps, gaps, between]).sort().values.to(deaths.dtype))

@@ -76,3 +76,12 @@ def test_a_checkpoint_brings_it_back(tmp_path):
         back = StoredCloud.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
         assert torch.equal(back.to("cpu"), stored.to("cpu"))
         assert (back.error, back.rounding) == (stored.error, stored.rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_whole_is_a_copy_that_training_on_does_not_change(dtype):
+    x = cloud(12, 5, dtype=dtype)
+    stored = StoredCloud.of(x, margin=0.0)
+    before = stored.to("cpu").clone()
+    x.add_(torch.arange(12)[:, None])
+    assert torch.equal(stored.to("cpu"), before)

@@ -177,3 +177,12 @@ def test_a_pattern_that_matches_nothing_lists_the_names(problem: Problem, wrap, 
     assert topo.last is not None
     assert "matches no neuron group; there are: 0" in topo.last.skipped["groups"]
     assert topo.last.estimator == "spectral"
+
+
+def test_a_state_that_is_refused_at_every_step_is_said_once(problem: Problem, wrap, train, caplog) -> None:
+    topo = wrap(SGD(problem.model.parameters(), lr=0.1), problem)
+    with caplog.at_level(logging.WARNING, "topoopt"):
+        for step in range(4):
+            topo.load_topo_state_dict({"version": 2, "step": "x" * step})
+    assert sum("is not used" in one.getMessage() for one in caplog.records) == 1
+    assert topo.topo.counts()["fault/state_refused"] == 4

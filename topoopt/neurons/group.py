@@ -118,7 +118,14 @@ class NeuronGroup:
         """
         tensors = named_tensors(model)
         place = _meeting(tensors[name] for s in self._own for name in s.tensors)
-        taken = [_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n) for s in self._own]
+        taken, failed = [], None
+        for s in self._own:  # to the last one whatever fails on this rank alone: the others wait in each gather
+            try:
+                taken.append(_take(s, [full(tensors[n].detach()) for n in s.tensors], self.n))
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return torch.cat([_real(one).to(place, non_blocking=True) for one in taken], dim=1)
 
     def scatter(self, model: nn.Module, points: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from topoopt.curvature import Tape
 from topoopt.curvature.taping.calls import called_through
+from topoopt.errors import TopoError
 from topoopt.modules import innermost
 from topoopt.optimizer.attach import Unpickled
 from topoopt.optimizer.faults import logger
@@ -131,10 +132,10 @@ class Capture:
 
     def start(self, reader: Reader) -> None:
         """Write down the coming step, from now on."""
+        self._tape = None
         try:
             self._tape = reader.tape(self.model, inside=self._inside).start()
-        except Exception as error:  # a rule by signs, no parameter that moves: said at the reading
-            self._tape = None
+        except TopoError as error:  # a rule by signs, no parameter that moves: said at the reading
             logger.debug("topoopt: the coming step is not watched: %s", error)
 
     def stop(self) -> Tape | None:

@@ -16,9 +16,12 @@ from topoopt.measurement import GroupMeasurement, MergeTree
 from topoopt.neurons import NeuronGroup
 from topoopt.optimizer.diagrams import Diagrams
 from topoopt.optimizer.faults import Faults
+from topoopt.parallel import Ranks
+from topoopt.sharding import is_sharded
 
 NOT_KEPT = (math.nan, math.nan)
 """Distortion since a cloud that was not kept."""
+ELSEWHERE = "another rank could not gather this group's neurons; its log says why"
 
 
 class Clouds:
@@ -28,8 +31,8 @@ class Clouds:
     measured cloud of each group, and the one its diagrams belong to, at half the size where that is exact enough.
     """
 
-    def __init__(self, config: TopoConfig, faults: Faults) -> None:
-        self._config, self._faults = config, faults
+    def __init__(self, config: TopoConfig, faults: Faults, ranks: Ranks) -> None:
+        self._config, self._faults, self._ranks = config, faults, ranks
         self._before: dict[str, Cloud] = {}
         self._first: dict[str, StoredCloud] = {}
         self._last: dict[str, StoredCloud] = {}
@@ -39,15 +42,24 @@ class Clouds:
     def before(self, model: nn.Module, groups: list[NeuronGroup]) -> dict[str, str]:
         """Take every group's points before the step; returns what was skipped, with its reason."""
         self._before, skipped = {}, {}
-        for group in groups:
+        sharded = self._ranks.active and any(is_sharded(p) for p in model.parameters())
+        if sharded and self._ranks.any([g.name for g in groups] != self._ranks.from_zero([g.name for g in groups])):
+            return {group.name: ELSEWHERE for group in groups}
+        anywhere = self._ranks.any_each if sharded else list
+        off = anywhere([bool(self._faults.off(_part(group.name))) for group in groups])
+        for group, out in zip(groups, off):
             part = _part(group.name)
-            if self._faults.off(part):
-                skipped[group.name] = self._faults.off(part)
+            if out:
+                skipped[group.name] = self._faults.off(part) or ELSEWHERE
                 continue
             try:
                 self._before[group.name] = Cloud(group.points(model))
             except Exception as error:
                 skipped[group.name] = self._faults.note(part, error)
+        for group, lost in zip(groups, anywhere([group.name not in self._before for group in groups])):
+            if lost:  # gathering them after the step is for all ranks or for none
+                self._before.pop(group.name, None)
+                skipped.setdefault(group.name, ELSEWHERE)
         return skipped
 
     @torch.no_grad()

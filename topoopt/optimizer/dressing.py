@@ -131,7 +131,7 @@ def _restoring(rule: type) -> Callable[..., Any]:
         finally:
             run = vars(self).get(SESSION)
             if run is not None:
-                run.rate.restore()
+                run.give_back()
 
     return _as_torch_knows_it(step, rule.step)  # type: ignore[attr-defined]
 
@@ -151,7 +151,7 @@ def _bracketed(rule: type, name: str, *, end: bool = True) -> Callable[..., Any]
         try:
             result = inner(self, *args, **kwargs)
         finally:
-            run.rate.restore()
+            run.give_back()
         if end:
             run.after_step(self, (), {})
         return result

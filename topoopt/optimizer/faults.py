@@ -48,7 +48,7 @@ class Faults:
         kind, text = type(error).__name__, _text_of(error)
         cause = f"{kind}: {NUMBERS.sub('N', text.splitlines()[0][:80] if text.strip() else '')}"
         self.counts[where] += 1
-        if self._first(where, cause) and not said:
+        if self.first(where, cause) and not said:
             _log(
                 f"{where} failed ({kind}: {text}); training goes on, further faults of this kind are only counted",
                 error,
@@ -65,11 +65,11 @@ class Faults:
             return
         how = "ran out of memory twice" if self._memory[where] >= MEMORY else f"failed {ROW} times in a row"
         self._off[where] = f"switched off: it {how} ({cause})"
-        if self._first(where, f"off: {cause}"):
+        if self.first(where, f"off: {cause}"):
             _log(f"{where} is {self._off[where]}")
 
-    def _first(self, where: str, cause: str) -> bool:
-        """Whether this is the first of its kind."""
+    def first(self, where: str, cause: str) -> bool:
+        """Whether this is the first of its kind, and is to be said."""
         key = (where.split(" of ")[0], cause)
         new = key not in self._logged
         self._logged.add(key)

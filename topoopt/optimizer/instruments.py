@@ -81,7 +81,7 @@ class Instruments:
         self.cadence = Cadence(config.every, config.largest_share, needs=needs)
         self.capture, self.reader = Capture(model, self.ranks), Reader(rule, config, self.ranks)
         outer = type(optimizer).__name__ if acts_after(optimizer) else ""
-        self.neurons = Neurons(config, groups, outer, self.faults)
+        self.neurons = Neurons(config, groups, outer, self.faults, self.ranks)
         self.history = History(described(rule, model, config), config.estimator, self.faults)
         tell = partial(self.history.sinks.tell, "decided")
         self.steering = Steering(

@@ -16,6 +16,7 @@ from topoopt.optimizer.capture import Capture
 from topoopt.optimizer.clouds import Clouds
 from topoopt.optimizer.faults import Faults
 from topoopt.optimizer.groups import Found, Groups
+from topoopt.parallel import Ranks
 
 AWAITED = 8
 """Measurements that wait for their homology."""
@@ -39,11 +40,14 @@ class Neurons:
         given: groups to measure instead of those that are found.
         outer: name of a wrapper that acts after the update rule's step, if there is one.
         faults: where what fails is noted.
+        ranks: the processes that train the model together.
     """
 
-    def __init__(self, config: TopoConfig, given: list[NeuronGroup] | None, outer: str, faults: Faults) -> None:
+    def __init__(
+        self, config: TopoConfig, given: list[NeuronGroup] | None, outer: str, faults: Faults, ranks: Ranks
+    ) -> None:
         self.groups = Groups(config, given, outer)
-        self.clouds = Clouds(config, faults)
+        self.clouds = Clouds(config, faults, ranks)
         self.setup_seconds = 0.0
         self._faults = faults
         self._skipped: dict[str, str] = {}

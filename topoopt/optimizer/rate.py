@@ -43,9 +43,18 @@ class RateScaler:
 
     def __init__(self, optimizer: Optimizer | None = None) -> None:
         self._scaled: list[_Scaled] = [] if optimizer is None else vars(optimizer).setdefault(_MARK, [])
+        self._rule = None if optimizer is None else weakref.ref(optimizer)
         self.numbers = HostNumbers()
         """What the host knows of rates on a device."""
         self.restore()
+
+    @property
+    def _held(self) -> Optimizer | None:
+        return None if self._rule is None else self._rule()
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self._held is None else self._held.param_groups
 
     @property
     def applied(self) -> bool:
@@ -77,6 +86,13 @@ class RateScaler:
     def restore(self) -> None:
         """Put the user's values back wherever ours still stand; safe at any time, and as often as one likes."""
         for entry in self._scaled:
+            for group in self._groups:  # a copy that took the group's place during the step holds the very same number
+                if (
+                    group is not entry.group
+                    and not isinstance(entry.ours, torch.Tensor)
+                    and group.get("lr") is entry.ours
+                ):
+                    group["lr"] = entry.user
             if entry.group.get("lr") is not entry.ours:
                 continue  # somebody set another rate during the step: theirs stays
             if isinstance(entry.ours, torch.Tensor):
@@ -124,21 +140,15 @@ class Rates(RateScaler):
 
     def __init__(self, rule: Optimizer) -> None:
         super().__init__(rule)
-        self._rule = weakref.ref(rule)
         self.base = math.nan
         """The schedule's peak when steering began."""
         self.full = False
         """Whether the rate has once been near its schedule's peak: a low one is then no warm-up."""
         self._before = 0.0
 
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        rule = self._rule()
-        return [] if rule is None else rule.param_groups
-
     def bring(self) -> None:
         """All that a step asks of numbers that the rule keeps on a device, rates and counts of steps: one host read."""
-        self.numbers, rule = HostNumbers(), self._rule()
+        self.numbers, rule = HostNumbers(), self._held
         states = [value for state in list(getattr(rule, "state", {}).values()) for value in state.values()]
         settings = [value for group in self._groups for key, value in group.items() if key != "params"]
         self.numbers.bring(tree_leaves([states, settings, getattr(rule, "found_inf", None)]))
@@ -170,7 +180,7 @@ class Rates(RateScaler):
 
     def overflowed(self) -> bool:
         """Whether a gradient scaler has told a fused optimizer to leave this step out: there is no step to measure."""
-        found = getattr(self._rule(), "found_inf", None)
+        found = getattr(self._held, "found_inf", None)
         return found is not None and bool(self.numbers.plain(found))
 
     def scale(self, factor: float) -> None:

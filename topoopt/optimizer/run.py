@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -125,16 +126,18 @@ class Run(Stepper):
 
     def before_saving(self, optimizer: Any) -> None:
         """A checkpoint never holds a steered rate."""
-        self.rate.restore()
+        self.give_back()
 
     def add_state(self, optimizer: Any, state_dict: Any) -> Any:
         """Put topoopt's own part into a state dict; the user's hooks have the last word on it."""
         if isinstance(state_dict, dict):
-            state_dict["topoopt"] = self.state_dict()
+            state = self._guarded("state", self.state_dict, None)
+            if state is not None:
+                state_dict["topoopt"] = state
 
     def before_loading(self, optimizer: Any, state_dict: Any) -> Any:
         """Take topoopt's own part out of a state dict that is being loaded."""
-        self.rate.restore()
+        self.give_back()
         self._loading = state_dict.get("topoopt") if isinstance(state_dict, dict) else None
         if self._loading is not None:
             return {key: value for key, value in state_dict.items() if key != "topoopt"}
@@ -144,7 +147,7 @@ class Run(Stepper):
         """Take topoopt's own part up, once the optimizer's is in place."""
         state, self._loading = self._loading, None
         if state is not None:
-            self.load_state_dict(state)
+            self._guarded("state", partial(self.load_state_dict, state), None)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on: numbers, strings, lists and dicts, no clock and no NaN; equal for equal runs."""
@@ -169,7 +172,8 @@ class Run(Stepper):
                 self._go_on(*before)
                 raise ValueError(str(error)) from error
         except ValueError as error:
-            logger.warning("topoopt: the state in this checkpoint is not used (%s); measuring starts anew", error)
+            if self.faults.first("state_refused", str(error)):
+                logger.warning("topoopt: the state in this checkpoint is not used (%s); measuring starts anew", error)
             self.faults.counts["state_refused"] += 1
             return
         self.steps, self.rate.base, self.rate.full = found.step, found.base_lr, found.full_rate
@@ -206,23 +210,22 @@ class Run(Stepper):
         """
         if self.closed:
             return
-        self.rate.restore()
-        self.capture.close()
+        self.give_back()
+        self._guarded("reading", self.capture.close, None)
         try:
-            for late in self.neurons.completed(wait=True).values():
-                self.history.late(late)
-        except Exception as error:
-            self.faults.note("homology", error)
+            self._guarded("homology", self._publish_late, None)
         finally:
             self._end()
 
+    def _publish_late(self) -> None:
+        for late in self.neurons.completed(wait=True).values():
+            self.history.late(late)
+
     def _end(self) -> None:
-        unfinished: list[str] = []
-        try:
-            unfinished = self.clouds.close()
-        except Exception as error:
-            self.faults.note("homology", error)
-        self.history.sinks.tell("end", self.summary(unfinished))
+        unfinished = self._guarded("homology", self.clouds.close, [])
+        summary = self._guarded("summary", partial(self.summary, unfinished), None)
+        if summary is not None:
+            self.history.sinks.tell("end", summary)
         self.history.sinks.close()
         self.closed = True
         for handle in self._handles:
@@ -231,4 +234,7 @@ class Run(Stepper):
         self.reader.forget()
         self.snapshot.forget()
         if self.readings:
-            logger.info("topoopt: %s", str(self.verdict).replace("\n", " "))
+            self._guarded("summary", self._say_verdict, None)
+
+    def _say_verdict(self) -> None:
+        logger.info("topoopt: %s", str(self.verdict).replace("\n", " "))

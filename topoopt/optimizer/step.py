@@ -14,7 +14,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,7 +30,9 @@ from topoopt.optimizer.attach import Nesting, has_closure, seen_within
 from topoopt.optimizer.cadence import Due
 from topoopt.optimizer.faults import logger
 from topoopt.optimizer.instruments import Instruments, Step
-from topoopt.optimizer.weights import Sample
+from topoopt.optimizer.weights import Certifier, Sample
+
+T = TypeVar("T")
 
 
 class Stepper(Instruments):
@@ -50,12 +53,13 @@ class Stepper(Instruments):
         saves = self.config.budget is not None and not self.steers and readable
         waits = self.reader.warming() if saves else ""
         readable = readable and not waits
-        due, watch = self._wanted(readable), self._watches()
+        due = self._guarded("measuring", partial(self._wanted, readable), Due.NOTHING)
+        watch = self._guarded("steering", self._watches, False)
         if self.steps:  # clocks differ, and what one rank does alone it waits in for the others
             due, watch = self.ranks.from_zero((due, watch))
         self.step = Step(due, waits)
         if (due is not Due.NOTHING or watch) and readable and self.loss is None and not self.closed:
-            self.capture.start(self.reader)
+            self._guarded("reading", partial(self.capture.start, self.reader), None)
             self.step.watched = self.capture.running
 
     def _wanted(self, readable: bool) -> Due:
@@ -96,9 +100,9 @@ class Stepper(Instruments):
         if self.step.due is Due.NOTHING and not self.steers:
             return None  # an ordinary step, on which every microsecond counts
         if self.rate.applied:
-            self.rate.restore()
+            self.give_back()
             self.faults.counts["step_raised"] += 1
-        self.cadence.start(self.steps)
+        self._guarded("measuring", partial(self.cadence.start, self.steps), None)
         if has_closure(args, kwargs):
             return seen_within(args, kwargs, self._guarded_before)
         self._guarded_before()
@@ -111,35 +115,43 @@ class Stepper(Instruments):
         try:
             with torch.no_grad():
                 self._before(self.step)
-        except Exception as error:  # a fault in steering: the user's own rate
-            self.lr_scale = 1.0
-            self.rate.restore()
-            reason = self.faults.note("steering" if self.steers else "measuring", error)
-            if self.steers:
-                self.steering.release(reason)
         finally:
             self.step.seconds += time.perf_counter() - began
 
     def _before(self, step: Step) -> None:
+        """Duty by duty, each under a guard of its own: a fault in one costs none of the others, and has its own name."""
         step.reading, step.sample, step.compares = None, None, False  # of one that raised and is taken again
-        tape = self.capture.taken()
-        if step.due is not Due.NOTHING:
+        tape = self._guarded("reading", self.capture.taken, None)
+        rates = self._guarded("measuring", partial(self._agree, step), None)
+        if step.due is Due.MEASUREMENT:
+            self._guarded("discovery", self.find_groups, None)
+        if rates is not None and step.due is not Due.NOTHING and not (step.waits and self.loss is None):
+            step.reading = self._guarded("reading", partial(self.read, tape, rates), None)
+        if step.due is Due.MEASUREMENT:
+            step.compares = step.early or self._guarded("measuring", self._take_points, False)
+        if self.certifier is not None:
+            self._guarded("strict", partial(self._begin_certificate, self.certifier), None)
+        if self.steers:
+            self._guarded_steering(step, tape, rates)
+        if step.reading is not None:
+            step.sample = self._guarded("reading", self._sampled, None)
+
+    def _agree(self, step: Step) -> tuple[float, ...]:
+        """Settle on all ranks what is done at this step; returns its rates."""
+        due, step.due = step.due, Due.NOTHING  # which stands where this fails
+        if due is not Due.NOTHING:
             self.rate.bring()
         rates = self.rate.now()
-        step.due = self._agreed(step.due, rates)
-        if step.due is Due.MEASUREMENT:
-            self.find_groups()
-        if step.due is not Due.NOTHING and not (step.waits and self.loss is None):
-            step.reading = self.read(tape, rates)
-        if step.due is Due.MEASUREMENT:
-            if not step.early:
-                self.neurons.before(self.capture.model)
-            step.compares = True
-        if self.steers:
-            self._steer(step, tape, rates)
-        if step.reading is not None:
-            groups = self.rule.param_groups
-            step.sample = Sample([p for g in groups for p in g["params"] if p.requires_grad and p.grad is not None])
+        step.due = self._agreed(due, rates)
+        return rates
+
+    def _take_points(self) -> bool:
+        self.neurons.before(self.capture.model)
+        return True
+
+    def _sampled(self) -> Sample:
+        groups = self.rule.param_groups
+        return Sample([p for g in groups for p in g["params"] if p.requires_grad and p.grad is not None])
 
     def _agreed(self, due: Due, rates: tuple[float, ...]) -> Due:
         """What is done after all, on all ranks: nothing at a step of rate 0, or one that a gradient scaler leaves out."""
@@ -154,28 +166,45 @@ class Stepper(Instruments):
     def begin_early(self) -> None:
         """A rule that steps twice begins: the step is from here on."""
         if self.step.due is Due.MEASUREMENT and self.neurons.groups.all:
-            try:
-                self.neurons.before(self.capture.model)
-                self.step.early = True
-            except Exception as error:
-                self.faults.note("measuring", error)
+            self.step.early = self._guarded("measuring", self._take_points, False)
 
     # -- steering ----------------------------------------------------------------------------------------------------
 
+    def _begin_certificate(self, certifier: Certifier) -> None:
+        self.find_groups()
+        groups = self.neurons.groups.all
+        failed = self._guarded("strict", partial(certifier.before, self.capture.model, groups), True)
+        if self.ranks.any(bool(failed)):
+            certifier.forget()
+
+    def _guarded_steering(self, step: Step, tape: Tape | None, rates: tuple[float, ...] | None) -> None:
+        """Steer; after a fault on any rank, and where the rates could not be read, the user's own rate is in force."""
+        reason = "the rates could not be read" if rates is None else ""
+        try:
+            if rates is not None:
+                self._steer(step, tape, rates)
+        except Exception as error:
+            self.give_back()
+            reason = self.faults.note("steering", error)
+        if not self._guarded("steering", partial(self.ranks.any, bool(reason)), True):
+            return
+        self.lr_scale = 1.0
+        self.give_back()
+        release = partial(self.steering.release, reason or "another rank could not steer; its log says why")
+        self._guarded("steering", release, None)
+
     def _steer(self, step: Step, tape: Tape | None, rates: tuple[float, ...]) -> None:
         """Choose the coming step's factor and put it on."""
-        if self.certifier is not None:
-            self.find_groups()
-            self.certifier.before(self.capture.model, self.neurons.groups.all)
         if not any(rates):
             return
         self.rate.begin()
         if step.compares and self.steering.looks(self.steps):
-            self._look(step)
+            self._guarded("measuring", partial(self._look, step), None)
         if step.reading is not None:
             self._decide(step.reading, rates)
         elif tape is not None and self.steering.watches(self.steps):
-            seen = replace(self.reader.loss_alone(tape), step=self.steps, lr=rates)
+            seen = self._guarded("reading", partial(self.reader.loss_alone, tape), None) or self._unread()
+            seen = replace(seen, step=self.steps, lr=rates)
             self._decide(self.ranks.from_zero(seen), rates)
         else:
             self.lr_scale = self.steering.between(self.steps, max(rates))
@@ -206,7 +235,7 @@ class Stepper(Instruments):
         """Post-hook: take the factor off, measure what the step did, tell the sinks, look ahead."""
         if self._nesting is not None and not self._nesting.ends():
             return
-        counts = self._counts_as_step()
+        counts = self.steps > 0 or self._guarded("measuring", self._counts_as_step, True)
         try:
             if self.steers or self.step.due is not Due.NOTHING:
                 self._finish(self.step)
@@ -214,6 +243,14 @@ class Stepper(Instruments):
             self.steps += counts
         if not counts:
             return
+        try:
+            self._arm_next()
+        except Exception as error:
+            self.step = Step()
+            self.faults.note("measuring", error)
+
+    def _arm_next(self) -> None:
+        """Look ahead: at every step where something steers, and on its account."""
         if self.steers:
             began = time.perf_counter()
             self.arm()
@@ -224,44 +261,59 @@ class Stepper(Instruments):
 
     def _counts_as_step(self) -> bool:
         """Whether it was a step of training: a checkpoint tool fills the state by one of rate 0, with no forward before it."""
-        return self.steps > 0 or self.capture.forward_seen or any(self.rate.now())
+        return self.capture.forward_seen or any(self.rate.now())
 
     def _finish(self, step: Step) -> None:
-        self.rate.restore()
-        self.capture.stop()  # still on where a closure was not called
+        self.give_back()
+        self._guarded("reading", self.capture.stop, None)  # still on where a closure was not called
         if self._going_back:  # after the step, whose gradients belong to the run that was lost
             self._going_back = False
-            self._guarded("steering", self._go_back)
+            self._guarded("steering", self._go_back, None)
         began = time.perf_counter()
         if self.certifier is not None:
-            self._guarded("strict", self._certify)
+            self._guarded("strict", partial(self._certify, self.certifier), None)
         if step.reading is not None:
-            self._guarded("reading", self._tell_reading)
+            self._guarded("reading", self._tell_reading, None)
         if step.compares:
-            self._guarded("measuring", self._measure)
+            self._guarded("measuring", self._measure, None)
         step.seconds += time.perf_counter() - began
-        self._book(step)
+        self._guarded("measuring", partial(self._book, step), None)
+        if not self._told_plan and self.cadence.readings and self.steps >= 2:
+            self._guarded("measuring", self._tell_plan, None)
+        if self.steers and step.reading is not None and not self._told_short:
+            self._guarded("steering", self._tell_short, None)
         self.step = Step()
 
-    def _guarded(self, part: str, duty: Callable[[], None]) -> None:
-        """One duty: where it fails, the others are done all the same."""
+    def give_back(self) -> None:
+        """Take the factor off the rates, whatever has happened."""
+        self._guarded("steering", self.rate.restore, None)
+
+    def _guarded(self, part: str, duty: Callable[[], T], otherwise: T) -> T:
+        """One duty, and what stands in for its result where it fails: the others are done all the same."""
         try:
-            duty()
+            return duty()
         except Exception as error:
             self.faults.note(part, error)
+            return otherwise
 
     def _go_back(self) -> None:
         if self.snapshot.back(self.rule):
             self.reader.forget()
 
-    def _certify(self) -> None:
-        assert self.certifier is not None
-        self.lr_scale *= self.certifier.after(self.capture.model, self.neurons.groups.all)
+    def _certify(self, certifier: Certifier) -> None:
+        """Shorten the step where it must be, on all ranks by the same factor or on none."""
+        seen = partial(certifier.gain, self.capture.model, self.neurons.groups.all)
+        gain = self._guarded("strict", seen, math.nan)
+        if self.ranks.any(math.isnan(gain)):
+            certifier.forget()
+            return
+        self.lr_scale *= self._guarded("strict", partial(certifier.shorten, self.ranks.from_zero(gain)), 1.0)
 
     def _tell_reading(self) -> None:
         step = self.step
         assert step.reading is not None
-        step.reading = step.reading.at(self.lr_scale, *(step.sample.lengths() if step.sample else ()))
+        lengths = self._guarded("reading", step.sample.lengths, ()) if step.sample is not None else ()
+        step.reading = step.reading.at(self.lr_scale, *lengths)
         self.history.read(step.reading)
 
     def _measure(self) -> None:
@@ -280,12 +332,16 @@ class Stepper(Instruments):
             self.cadence.measured(self.steps, rest)
         else:
             self.cadence.book(rest)
-        if not self._told_plan and self.cadence.readings and self.steps >= 2:
-            plan = self.cadence.plan(len(self.neurons.groups.all))
-            self._told_plan = bool(plan)
-            if plan:
-                logger.info("topoopt: %s", plan)
-        if self.steers and step.reading is not None and not self._told_short and (short := self.cadence.shortfall()):
+
+    def _tell_plan(self) -> None:
+        plan = self.cadence.plan(len(self.neurons.groups.all))
+        self._told_plan = bool(plan)
+        if plan:
+            logger.info("topoopt: %s", plan)
+
+    def _tell_short(self) -> None:
+        short = self.cadence.shortfall()
+        if short:
             self._told_short = True
             logger.warning("topoopt: %s", short)
             self.steering.say(self.steps, short)

@@ -73,8 +73,9 @@ class Snapshot:
         if not self._allowed:
             return
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        self._weights = [(t, t.detach().to("cpu", copy=True)) for t in (*weights, *buffers)]
-        self._state = [(p, _copied(optimizer.state[p]) if p in optimizer.state else {}) for p in weights]
+        values = [(t, t.detach().to("cpu", copy=True)) for t in (*weights, *buffers)]
+        state = [(p, _copied(optimizer.state[p]) if p in optimizer.state else {}) for p in weights]
+        self._weights, self._state = values, state  # both or none: one step's weights never meet another's state
 
     @torch.no_grad()
     def back(self, optimizer: Optimizer) -> bool:
@@ -133,17 +134,27 @@ class Certifier:
     @torch.no_grad()
     def before(self, model: nn.Module, groups: list[NeuronGroup]) -> None:
         """Keep the measured parameters and clouds as they are."""
+        self._before, self._clouds, self.factor = [], {}, 1.0  # of a step whose certificate failed
         names = {name for group in groups for name in parameter_names(group)}
         named = unwrap(model).named_parameters(remove_duplicate=False)
         measured = {id(p): p for name, p in named if name in names}  # by identity: a tied parameter is blended once
         self._before = [(p, p.detach().clone()) for p in measured.values()]
         self._clouds = {group.name: group.points(model) for group in groups}
 
+    def forget(self) -> None:
+        """The coming step is not certified: a rank could not take its neurons down."""
+        self._before, self._clouds = [], {}
+
     @torch.no_grad()
-    def after(self, model: nn.Module, groups: list[NeuronGroup]) -> float:
+    def gain(self, model: nn.Module, groups: list[NeuronGroup]) -> float:
+        """By how much the step just taken has stretched a pair of neurons at most."""
+        seen = [(group, self._clouds[group.name]) for group in groups if group.name in self._clouds]
+        now = [group.points(model) for group, _ in seen]  # gathered by all ranks, whatever fails then
+        return max((compare(then, points).gain for (_, then), points in zip(seen, now)), default=0.0)
+
+    @torch.no_grad()
+    def shorten(self, gain: float) -> float:
         """Shorten the step just taken where it must be; returns by how much (1.0: it stands as it is)."""
-        seen = [group for group in groups if group.name in self._clouds]
-        gain = max((compare(self._clouds[g.name], g.points(model)).gain for g in seen), default=0.0)
         self.factor = 1.0 if gain < 1.0 else MARGIN / gain
         if self.factor < 1.0:
             self.shortened += 1
