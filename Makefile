@@ -67,7 +67,7 @@ typecheck: $(VENV)/.stamp-dev  ## pyright
 	$(BIN)/pyright
 
 test-fast: $(VENV)/.stamp-dev  ## pytest without slow and gpu tests
-	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev  ## the tests that take minutes
 	$(PYTEST) -m 'slow and not gpu' $(ARGS)
@@ -105,7 +105,7 @@ mutants: $(VENV)/.stamp-dev  ## mutation testing of the core's decisions (ARGS="
 	$(ALONE) tests/mutants.py $(ARGS)
 
 coverage: $(VENV)/.stamp-dev  ## branch coverage of the core by its own tests
-	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(CORE) $(ARGS)
+	$(PYTEST) -n auto --maxprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(CORE) $(ARGS)
 CORE := $(addprefix tests/,config control curvature geometry homology neurons optimizer verdict faults)
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -98,13 +98,13 @@ class Ranks:
         dist.broadcast_object_list(objects, src=source, device=self._device(), group=self.group)
         return objects[0]
 
-    def mean(self, value: float) -> float:
-        """The mean of one number over the ranks."""
+    def means(self, *values: float) -> tuple[float, ...]:
+        """The mean of each number over the ranks: one collective, and one host read."""
         if not self.active:
-            return value
-        box = torch.tensor([value], dtype=torch.float32, device=self._device())
+            return values
+        box = torch.tensor(values, dtype=torch.float32, device=self._device())
         self.mean_([box])
-        return float(box.item())
+        return tuple(box.tolist())
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks, in place; one collective for each dtype and device.
