@@ -90,8 +90,8 @@ class Reader:
                 else:
                     movable(self._rule)  # which says why it was not, where the rule or the weights are the reason
                     raise MeasurementError("the step was not watched")
-            loss, baseline = self._ranks.means(found.loss, found.baseline)  # each rank saw its own share of the batch
-            found = self._ranks.from_zero(replace(found, loss=loss, baseline=baseline))
+            level, constant = self._ranks.means(found.loss, found.baseline)  # each rank saw its own share of the batch
+            found = self._ranks.from_zero(replace(found, loss=level, baseline=constant))
         except (NotDefinedError, MeasurementError, RankError) as error:
             self._begin_again_together()
             return replace(blank, reason=str(error), seconds=time.perf_counter() - began)
