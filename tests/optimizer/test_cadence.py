@@ -38,6 +38,8 @@ class Ran:
     readings: list[int] = field(default_factory=list)
     """Of r alone, and those that measurements took along."""
     measurements: list[int] = field(default_factory=list)
+    asked: int = 0
+    """How often what is due was looked up."""
 
 
 def simulate(
@@ -69,9 +71,21 @@ def simulate(
             clock.now += neurons
             ran.cadence.measured(at, neurons)
             ran.measurements.append(at)
-        following = at + 1
-        due = ran.cadence.due(following, readable=readable) if ran.cadence.candidate(following) else Due.NOTHING
+        following, due = at + 1, Due.NOTHING
+        if ran.cadence.candidate(following):
+            ran.asked += 1
+            due = ran.cadence.due(following, readable=readable)
+            if due is Due.NOTHING:
+                ran.cadence.refused(following)
     return ran
+
+
+@pytest.mark.parametrize("total", [None, 20_000])
+def test_what_cannot_be_afforded_is_not_asked_for_at_every_step(total: int | None) -> None:
+    """Each wait is a 64th of what has passed: some 64 log(N / 64) times on top of the first 64 steps."""
+    ran = simulate(20_000, every=10, budget=1e-4, reading=30.0, neurons=30.0, total=total)
+    assert ran.asked < 64 * (2 + math.log(20_000 / 64))
+    assert ran.readings == simulate(20_000, every=10, budget=1e-4, reading=30.0, neurons=30.0, total=total).readings
 
 
 def test_without_a_budget_measurements_come_every_so_many_steps_whatever_they_cost() -> None:

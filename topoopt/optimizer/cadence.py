@@ -32,6 +32,8 @@ RETRIES = 3
 """Readings in a row that may fail before the next one waits its usual time."""
 CREDIT = 2
 """Readings after the first that are taken on credit at most: one soon after it, another where none was of a warm step yet."""
+AGAIN = 64
+"""What was refused is asked for again once a 64th more steps have passed: asking costs as much as twenty ordinary steps' hooks."""
 TAPES = 9
 """Steps whose median time counts in what writing a step down costs."""
 
@@ -71,7 +73,7 @@ class Cadence:
         self._first_step = self._step = 0
         self._reading_cost = self._neurons_cost = 0.0
         self._next_reading = self._next_measurement = 0
-        self._since = self._failed = self._settled = self._tried = self._next_credit = 0
+        self._since = self._failed = self._settled = self._tried = self._next_credit = self._ask = 0
         self._plain, self._watched = deque[float](maxlen=TAPES), deque[float](maxlen=TAPES)
 
     def start(self, step: int) -> None:
@@ -124,7 +126,12 @@ class Cadence:
     def candidate(self, step: int) -> bool:
         """Whether anything may be due at this step: cheap, for ordinary steps."""
         self._step = step
-        return step >= min(self._next_reading, self._next_measurement)
+        return step >= max(self._ask, min(self._next_reading, self._next_measurement))
+
+    def refused(self, step: int) -> None:
+        """Nothing is done at `step` after all, on any rank: what is due need not be asked for at every step from here on."""
+        later = step + 1 + (step - self._first_step) // AGAIN
+        self._ask = min([later, *(at for at in (self._next_reading, self._next_measurement) if at > step)])
 
     @property
     def saves(self) -> bool:
@@ -223,7 +230,7 @@ class Cadence:
 
     def resumed(self, step: int) -> None:
         """The run goes on at `step`: what was due is due there."""
-        self._next_reading = self._next_measurement = self._step = step
+        self._next_reading = self._next_measurement = self._step = self._ask = step
         self._first_step = step if self._start is None else self._first_step
 
     def measured(self, step: int, seconds: float) -> None:

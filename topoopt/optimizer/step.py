@@ -57,6 +57,8 @@ class Stepper(Instruments):
         watch = self._guarded("steering", self._watches, False)
         if self.steps:  # clocks differ, and what one rank does alone it waits in for the others
             due, watch = self.ranks.from_zero((due, watch))
+        if due is Due.NOTHING:
+            self.cadence.refused(self.steps)
         self.step = Step(due, waits)
         if (due is not Due.NOTHING or watch) and readable and self.loss is None and not self.closed:
             self._guarded("reading", partial(self.capture.start, self.reader), None)
