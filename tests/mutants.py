@@ -44,10 +44,10 @@ ROOMS = {
     "verdict": (["verdict/rule.py", "verdict/evidence.py"], ["verdict/test_verdict_rule.py"]),
     "geometry": (["geometry/*.py"], ["geometry"]),
     "curvature": (
-        ["curvature/krylov.py", "curvature/rules.py", "curvature/rates.py", "curvature/passage.py"],
+        [f"curvature/{name}.py" for name in ("krylov", "rules", "rates", "passage", "lean/few", "lean/pieces")],
         [
             f"curvature/test_curvature_{name}.py"
-            for name in ("lanczos", "rules", "forms", "crossing", "engines", "tape")
+            for name in ("pieces", "lanczos", "rules", "forms", "crossing", "engines", "tape")
         ],
     ),
 }
