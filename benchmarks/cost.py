@@ -98,7 +98,7 @@ def run(name: str, *, measured: str, steps: int) -> Cost:
     bare: list[float] = []
     warm: list[float] = []
     cold: list[float] = []
-    both: list[tuple[bool, float]] = []
+    both: list[tuple[bool, float, int]] = []
     taken: list[int] = []
     for _ in range(steps):
         setup = optimizer.setup_seconds if measured else 0.0
@@ -114,7 +114,7 @@ def run(name: str, *, measured: str, steps: int) -> Cost:
             continue
         full = not both or any("cold start" in note for note in reading.notes)
         if optimizer.measured:
-            both.append((full, took - (optimizer.setup_seconds - setup)))
+            both.append((full, took - (optimizer.setup_seconds - setup), reading.products))
         else:
             (cold if full else warm).append(took)
             if not full:
@@ -123,7 +123,8 @@ def run(name: str, *, measured: str, steps: int) -> Cost:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if not measured:
         return Cost(step, peak)
-    neurons = median(took for full, took in both[1:] if not full) - median(warm)
+    one = median((spent - step) / count for spent, count in zip(warm, taken, strict=True))
+    neurons = median(spent - step - one * count for full, spent, count in both[1:] if not full)
     first = both[0][1] - neurons
     setup = optimizer.setup_seconds
     optimizer.detach()
@@ -197,7 +198,10 @@ def main() -> None:
                 flush=True,
             )
     about = {"date": date.today().isoformat(), "torch": torch.__version__, "machine": platform.machine()}
-    RESULTS.write_text(json.dumps({"about": about, "run": given.run, "budget": given.budget, "models": rows}, indent=1))
+    kept = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
+    known = {name: row for name, row in kept.items() if name.rpartition(", ")[0] in MODELS}
+    found = {"about": about, "run": given.run, "budget": given.budget, "models": known | rows}
+    RESULTS.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
