@@ -47,12 +47,17 @@ ROOMS = {
         [f"curvature/{name}.py" for name in ("krylov", "rules", "rates", "passage", "lean/few", "lean/pieces")],
         [
             f"curvature/test_curvature_{name}.py"
-            for name in ("pieces", "lanczos", "rules", "forms", "crossing", "engines", "tape")
+            for name in ("passage", "pieces", "lanczos", "rules", "forms", "crossing", "engines", "tape")
         ],
     ),
 }
 """Room -> (what is changed, the tests that must notice)."""
 EQUIVALENT = {
+    (
+        "curvature/passage.py",
+        "if abs(power - round(power)) < 1e-6 or (1 <= count <= LARGEST_COUNT and abs(1 / c - count) < 1e-6 * count) or c > 1:",
+        "`c > 1` -> `c >= 1`",
+    ): "a factor of 1 has been told before",
     ("control/ramp.py", '"still": 0,', "`0` -> `1`"): "counted anew at the next look, before anything asks for it",
     (
         "control/hold.py",

@@ -151,3 +151,26 @@ def test_pieces_cover_every_weight_once_and_rounding_stays_near(sizes: list[int]
     half = rounded.times(torch.tensor(0.5))
     torch.testing.assert_close(half.flat(), 0.5 * rounded.flat())
     assert float(half.square) == pytest.approx(0.25 * float(rounded.square), rel=1e-5)
+
+
+def test_what_the_last_product_raised_r_by_is_told() -> None:
+    _, _, tracked = watched("adam decay")
+    operator = tracked.operator
+    assert operator is not None
+    two, three = (estimate(operator, cold_start(operator, 0), count) for count in (2, 3))
+    assert three.rise == pytest.approx(1 - two.r / three.r, rel=1e-6)
+    assert 0 < three.rise < 0.5
+    assert three.high >= two.high
+
+
+def test_a_step_of_no_length_has_no_r_and_no_rise() -> None:
+    _, optimizer, _ = watched("sgd")
+    optimizer.param_groups[0]["lr"] = 0.0
+    tracker, model = SpectralTracker(optimizer, engine="finite differences"), Small().double()
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    with tracker.tape(model) as tape:
+        F.cross_entropy(model(X), Y).backward()
+    operator = tracker.taped(tape).operator
+    assert operator is not None
+    found = estimate(operator, cold_start(operator, 0), 2)
+    assert (found.r, found.low, found.high, found.rise) == (0, 0, 0, 0)
