@@ -38,6 +38,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 
+import topoopt
 from topoopt import TopoOptimizer
 from topoopt.errors import MeasurementError
 from topoopt.geometry import Cloud, collect, measure
@@ -433,7 +434,8 @@ def told(results: dict[str, Any]) -> None:
 
 def about(*packages: str) -> dict[str, Any]:
     """Machine, versions and date of a result."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "topoopt", *packages)}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", *packages)}
+    versions["topoopt"] = topoopt.__version__  # an editable install's metadata is as old as the install
     return {
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, one thread",
         "versions": {"python": platform.python_version(), **versions},
