@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from topoopt.curvature.passage import LARGEST_COUNT, LIKE, SAME, Passage, between, by_lengths
+from topoopt.curvature.passage import LARGEST_COUNT, SAME, Passage, between, by_lengths
 from topoopt.curvature.space import Layout, layout_of
 from topoopt.errors import MeasurementError
 
@@ -81,7 +81,7 @@ def test_lengths_of_nothing_or_of_no_number_tell_nothing(lengths: tuple[list[flo
     assert by_lengths(torch.tensor(lengths[0]), torch.tensor(lengths[1]), layout, made) is None
 
 
-@pytest.mark.parametrize(("off", "told"), [(0.8 * LIKE, True), (1.25 * LIKE, False)])
+@pytest.mark.parametrize(("off", "told"), [(0.8e-3, True), (1.25e-3, False)])
 def test_lengths_tell_where_all_tensors_are_scaled_alike(off: float, told: bool) -> None:
     """The factor of both, of lengths 3 and 4, lies 0.64 of the way from the first one's to the second's."""
     layout, made = gradients()
