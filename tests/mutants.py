@@ -56,6 +56,11 @@ EQUIVALENT = {
     (
         "curvature/passage.py",
         "if abs(power - round(power)) < 1e-6 or (1 <= count <= LARGEST_COUNT and abs(1 / c - count) < 1e-6 * count) or c > 1:",
+        "`1` -> `2`",
+    ): "a count of 1 is a factor of 1, which has been told before",
+    (
+        "curvature/passage.py",
+        "if abs(power - round(power)) < 1e-6 or (1 <= count <= LARGEST_COUNT and abs(1 / c - count) < 1e-6 * count) or c > 1:",
         "`c > 1` -> `c >= 1`",
     ): "a factor of 1 has been told before",
     ("control/ramp.py", '"still": 0,', "`0` -> `1`"): "counted anew at the next look, before anything asks for it",
