@@ -41,7 +41,7 @@ CHECK = 10
 SUDDEN = 3.0
 """A warm reading that exceeds the last one by this factor is taken again in full."""
 NOTHING = Memory(torch.zeros(0, 0, device="cpu"), ())
-"""The memory of a reading by parts stays with the tracker."""
+"""The memory of a reading by pieces stays with the tracker."""
 MANY = 24
 """More products than so many ask for a basis that is held as it is, and is made orthogonal again."""
 FROM, MOST = 4, 6
@@ -76,13 +76,13 @@ class Tracked:
 
     @cached_property
     def operator(self) -> Operator | None:
-        """The operator by parts, where it is one: in the least memory."""
-        return None if self.step is None else self._tracker._by_parts(self.step)
+        """The operator by pieces, where it is one: in the least memory."""
+        return None if self.step is None else self._tracker._by_pieces(self.step)
 
     def estimate(self, products: int | None = None, *, read: Read = at_once) -> SpectralEstimate:
         """r of all weights, from the last estimate's vector.
 
-        `read` brings its numbers over, and others with them, where products are by parts.
+        `read` brings its numbers over, and others with them, where products are by pieces.
         """
         return self._tracker._estimate(self, products, read)
 
@@ -242,8 +242,8 @@ class SpectralTracker:
         if self._engine == "auto":
             self._engine = engine_of_step(step.shadow, step.reduce)
 
-    def _by_parts(self, step: Step) -> Operator | None:
-        """The operator by parts, without the weights whose gradients are rounding; None where it is not of that form."""
+    def _by_pieces(self, step: Step) -> Operator | None:
+        """The operator by pieces, without the weights whose gradients are rounding; None where it is not of that form."""
         self._settle_engine(step)
         if self._engine != FiniteDifferences.name or not possible(self.optimizer, step.passage, step.layout):
             return None
@@ -285,7 +285,7 @@ class SpectralTracker:
     def _known(
         self, found: Ends, operator: Operator, step: Step, began: float, said: tuple[str, ...]
     ) -> SpectralEstimate:
-        """An estimate by parts, remembered."""
+        """An estimate by pieces, remembered."""
         self._count += 1
         self._types = [p.dtype for p in step.layout.parameters]
         known = found.r == found.r

@@ -12,13 +12,10 @@ from torch import Tensor
 from topoopt.curvature.krylov import BREAKDOWN, SEEN
 from topoopt.curvature.lean.operator import Operator, Vectors
 from topoopt.curvature.lean.pieces import Rounded, dot, total
-from topoopt.curvature.spectrum import LEAN
+from topoopt.curvature.spectrum import LEAN, NOISE
 from topoopt.device import normal, wide
 
 Read = Callable[[Tensor], list[float]]
-
-SHY = 1e-3
-"""Share of random directions in the start of a cold one."""
 
 
 def at_once(numbers: Tensor) -> list[float]:
@@ -41,7 +38,7 @@ class Ends:
 def cold_start(operator: Operator, seed: int) -> Rounded:
     """The step's gradient, in the operator's coordinates, with a little noise, so that no direction is shut out."""
     length, _ = _pull(operator)
-    share = SHY / math.sqrt(sum(p.numel() for p in operator.parameters))
+    share = NOISE / math.sqrt(sum(p.numel() for p in operator.parameters))
 
     def piece(k: int) -> Tensor:
         pulled = operator.pulled(k)
